@@ -1,0 +1,238 @@
+"""Preference rows: what a valid one is, why another is not, and which side of the prompt each response takes.
+
+The standard format has `chosen` and `rejected`, message lists that are equal but for the last message, which is
+the assistant's; optional are `id`, `source`, `subset`, `label: "tie"` and `prob_chosen`.
+"""
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from pair_pm.prompt import neutralise, render_context
+
+
+class RowProblem(Exception):
+    """Why one row cannot be used: a `reason` that is counted, and a `detail` for the person who looks at it."""
+
+    def __init__(self, reason: str, detail: str):
+        super().__init__(reason, detail)  # both, so that it survives pickling between processes
+        self.reason = reason
+        self.detail = detail
+
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.detail}"
+
+
+@dataclass(frozen=True, slots=True)
+class PreferencePair:
+    """A valid comparison: a conversation and two different responses to it, texts as they came.
+
+    Attributes:
+        messages: The conversation before the response; its last message is the user's.
+        prob_chosen: How likely `chosen` is preferred, 0 to 1; a tie is 0.5, without a statement 1.
+    """
+
+    messages: tuple[dict[str, str], ...]
+    chosen: str
+    rejected: str
+    is_tie: bool = False
+    prob_chosen: float = 1.0
+    id: str = ""
+    source: str = ""
+    subset: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RenderedPair:
+    """A pair as the prompt will hold it: contents neutralised, context rendered, identity and side drawn.
+
+    Attributes:
+        digest: Identity of context and unordered responses, 16 bytes: equal for both orders and both verdicts.
+        first_in_a: True where the response that sorts first stands in slot A.
+    """
+
+    pair: PreferencePair
+    context: str
+    chosen: str
+    rejected: str
+    digest: bytes
+    first_in_a: bool
+    is_neutralised: bool
+
+    @property
+    def chosen_sorts_first(self) -> bool:
+        """The verdict, independent of any side."""
+        return self.chosen < self.rejected
+
+    @property
+    def chosen_in_a(self) -> bool:
+        """True where the chosen response stands in slot A, so that the label is "A"."""
+        return self.chosen_sorts_first == self.first_in_a
+
+
+# ---- the standard format ------------------------------------------------------------------------------------------
+
+
+def parse_standard(row: Mapping) -> PreferencePair:
+    """Return the pair that a standard-format row holds.
+
+    Raises:
+        RowProblem: the row breaks a rule; `reason` names the rule.
+    """
+    chosen, rejected = (_read_messages(row, column) for column in ("chosen", "rejected"))
+    if len(chosen) != len(rejected):
+        raise RowProblem("different_turn_count", f"chosen has {len(chosen)} messages, rejected {len(rejected)}")
+    for column, messages in (("chosen", chosen), ("rejected", rejected)):
+        _check_roles(column, messages)
+        _check_contents(column, messages)
+    for index, (one, other) in enumerate(zip(chosen[:-1], rejected[:-1], strict=True)):
+        if one != other:
+            raise RowProblem("context_differs", f"chosen and rejected differ at message {index + 1}")
+    if chosen[-1][1].strip() == rejected[-1][1].strip():
+        raise RowProblem("identical_responses", "chosen and rejected end in the same response")
+    is_tie = row.get("label") == "tie"
+    return PreferencePair(
+        messages=tuple({"role": role, "content": content} for role, content in chosen[:-1]),
+        chosen=chosen[-1][1],
+        rejected=rejected[-1][1],
+        is_tie=is_tie,
+        prob_chosen=0.5 if is_tie else _read_probability(row),
+        id=_read_name(row, "id"),
+        source=_read_name(row, "source"),
+        subset=_read_name(row, "subset"),
+    )
+
+
+def _read_messages(row: Mapping, column: str) -> list[tuple[str, str]]:
+    messages = row.get(column)
+    if messages is None:
+        raise RowProblem("missing_column", f"{column} is absent")
+    if not isinstance(messages, list):
+        raise RowProblem("not_messages", f"{column} is {type(messages).__name__}, not a list of messages")
+    if not messages:
+        raise RowProblem("empty_messages", f"{column} has no message")
+    turns = []
+    for index, message in enumerate(messages):
+        if not isinstance(message, dict) or "role" not in message or "content" not in message:
+            raise RowProblem("not_messages", f"message {index + 1} of {column} lacks role or content")
+        if not isinstance(message["content"], str):
+            found = type(message["content"]).__name__
+            raise RowProblem("content_not_string", f"the content of message {index + 1} of {column} is {found}")
+        turns.append((message["role"], message["content"]))
+    return turns
+
+
+def _check_roles(column: str, turns: Sequence[tuple[str, str]]) -> None:
+    roles = [role for role, _ in turns]
+    start = 1 if roles[0] == "system" else 0
+    length = len(roles) - start
+    if length < 2 or length % 2 or roles[start:] != ["user", "assistant"] * (length // 2):
+        shown = ", ".join(map(str, roles[:6])) + (", …" if len(roles) > 6 else "")
+        raise RowProblem(
+            "roles_out_of_order",
+            f"{column} has the roles {shown}; required are an optional system message, then user and assistant in turn",
+        )
+
+
+def _check_contents(column: str, turns: Sequence[tuple[str, str]]) -> None:
+    for index, (_, content) in enumerate(turns):
+        if not content.strip():
+            is_response = index == len(turns) - 1
+            raise RowProblem("empty_response" if is_response else "empty_turn", f"message {index + 1} of {column}")
+        _check_unicode(content, f"message {index + 1} of {column}")
+
+
+def _check_unicode(text: str, where: str) -> None:
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise RowProblem("lone_surrogate", f"{where}, character {error.start + 1}") from None
+
+
+def _read_probability(row: Mapping) -> float:
+    value = row.get("prob_chosen")
+    if value is None:
+        return 1.0
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise RowProblem("bad_prob_chosen", f"prob_chosen is {value!r}; a number from 0 to 1 is required")
+    return float(value)
+
+
+def _read_name(row: Mapping, column: str) -> str:
+    value = row.get(column)
+    if value is None:
+        return ""
+    name = str(value)
+    _check_unicode(name, column)
+    return name
+
+
+def check_margin(row: Mapping, columns: tuple[str, str], minimum: float) -> None:
+    """Check that the scores of the two responses, in these columns, differ by at least `minimum`.
+
+    Raises:
+        RowProblem: a score is missing or no finite number, or the margin is smaller.
+    """
+    scores = [row.get(column) for column in columns]
+    for column, score in zip(columns, scores, strict=True):
+        if isinstance(score, bool) or not isinstance(score, int | float) or not math.isfinite(score):
+            raise RowProblem("no_margin", f"{column} is {score!r}; a number is required")
+    if scores[0] - scores[1] < minimum:
+        raise RowProblem("small_margin", f"{columns[0]} - {columns[1]} = {scores[0] - scores[1]:g}, under {minimum:g}")
+
+
+# ---- rendering and draws --------------------------------------------------------------------------------------------
+
+
+def render_pair(pair: PreferencePair, seed: int) -> RenderedPair:
+    """Neutralise and render a pair, and draw its side.
+
+    The draw depends on the seed, the context and the two responses in sorted order: not on the order of rows,
+    shards or workers, and not on which response won.
+
+    Raises:
+        RowProblem: the responses are the same once control text is broken.
+    """
+    messages = [{"role": m["role"], "content": neutralise(m["content"])} for m in pair.messages]
+    chosen, rejected = neutralise(pair.chosen), neutralise(pair.rejected)
+    if chosen.strip() == rejected.strip():
+        raise RowProblem("identical_responses", "chosen and rejected are the same once control text is neutralised")
+    context = render_context(messages)
+    digest = digest_pair(context, chosen, rejected)
+    return RenderedPair(
+        pair=pair,
+        context=context,
+        chosen=chosen,
+        rejected=rejected,
+        digest=digest,
+        first_in_a=_draw(digest, seed, b"position") % 2 == 0,
+        is_neutralised=(chosen, rejected) != (pair.chosen, pair.rejected)
+        or any(new["content"] != old["content"] for new, old in zip(messages, pair.messages, strict=True)),
+    )
+
+
+def digest_pair(context: str, one: str, other: str) -> bytes:
+    """Return the 16-byte identity of a context and two responses in either order."""
+    first, second = sorted((one, other))
+    hasher = hashlib.blake2b(digest_size=16, person=b"pair")
+    for text in (context, first, second):
+        data = text.encode()
+        hasher.update(len(data).to_bytes(8, "little"))  # without lengths, text could move between the parts
+        hasher.update(data)
+    return hasher.digest()
+
+
+def is_held_out(pair: PreferencePair, fraction: float, seed: int) -> bool:
+    """Return whether the pair belongs to the evaluation split: decided by its first user message alone.
+
+    Splitting by whole contexts would leak: one opening message stands in front of several conversations.
+    """
+    first_user = next(message["content"] for message in pair.messages if message["role"] == "user")
+    return _draw(first_user.encode(), seed, b"held out") < fraction * 2**64
+
+
+def _draw(data: bytes, seed: int, domain: bytes) -> int:
+    key = seed.to_bytes(8, "little", signed=True)
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8, key=key, person=domain).digest(), "little")
