@@ -7,7 +7,7 @@ the assistant's; optional are `id`, `source`, `subset`, `label: "tie"` and `prob
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pair_pm.prompt import neutralise, render_context
 
@@ -45,30 +45,34 @@ class PreferencePair:
 
 @dataclass(frozen=True, slots=True)
 class RenderedPair:
-    """A pair as the prompt will hold it: contents neutralised, context rendered, identity and side drawn.
+    """A pair as one prompt holds it: contents neutralised, context rendered, sides drawn.
 
     Attributes:
-        digest: Identity of context and unordered responses, 16 bytes: equal for both orders and both verdicts.
-        first_in_a: True where the response that sorts first stands in slot A.
+        label: "A" or "B": the slot of the chosen response; for a tie it is drawn.
+        prob_a: The target probability of "A", 0 to 1.
+        digest: Identity of context and unordered responses, 16 bytes: equal for both orders and all verdicts.
+        verdict: Which response won: 0 the one that sorts first, 1 the other, 2 neither (a tie).
+        is_neutralised: Whether control text was broken in it.
     """
 
-    pair: PreferencePair
     context: str
-    chosen: str
-    rejected: str
+    response_a: str
+    response_b: str
+    label: str
+    prob_a: float
     digest: bytes
-    first_in_a: bool
+    verdict: int
     is_neutralised: bool
 
-    @property
-    def chosen_sorts_first(self) -> bool:
-        """The verdict, independent of any side."""
-        return self.chosen < self.rejected
-
-    @property
-    def chosen_in_a(self) -> bool:
-        """True where the chosen response stands in slot A, so that the label is "A"."""
-        return self.chosen_sorts_first == self.first_in_a
+    def swapped(self) -> "RenderedPair":
+        """Return the same pair in the other order."""
+        return replace(
+            self,
+            response_a=self.response_b,
+            response_b=self.response_a,
+            label="B" if self.label == "A" else "A",
+            prob_a=_complement(self.prob_a),
+        )
 
 
 # ---- the standard format ------------------------------------------------------------------------------------------
@@ -187,7 +191,7 @@ def check_margin(row: Mapping, columns: tuple[str, str], minimum: float) -> None
 
 
 def render_pair(pair: PreferencePair, seed: int) -> RenderedPair:
-    """Neutralise and render a pair, and draw its side.
+    """Neutralise and render a pair, and draw the sides.
 
     The draw depends on the seed, the context and the two responses in sorted order: not on the order of rows,
     shards or workers, and not on which response won.
@@ -200,22 +204,32 @@ def render_pair(pair: PreferencePair, seed: int) -> RenderedPair:
     if chosen.strip() == rejected.strip():
         raise RowProblem("identical_responses", "chosen and rejected are the same once control text is neutralised")
     context = render_context(messages)
-    digest = digest_pair(context, chosen, rejected)
+    first, second = sorted((chosen, rejected))
+    digest = digest_pair(context, first, second)
+    response_a, response_b = (first, second) if _draw(digest, seed, b"position") % 2 else (second, first)
+    label = "A" if response_a == chosen else "B"
+    if pair.is_tie:
+        # Which response a tie calls chosen is an accident of its source, so the label is drawn too.
+        label = "A" if _draw(digest, seed, b"tie label") % 2 else "B"
     return RenderedPair(
-        pair=pair,
         context=context,
-        chosen=chosen,
-        rejected=rejected,
+        response_a=response_a,
+        response_b=response_b,
+        label=label,
+        prob_a=pair.prob_chosen if response_a == chosen else _complement(pair.prob_chosen),
         digest=digest,
-        first_in_a=_draw(digest, seed, b"position") % 2 == 0,
+        verdict=2 if pair.is_tie else int(chosen == second),
         is_neutralised=(chosen, rejected) != (pair.chosen, pair.rejected)
         or any(new["content"] != old["content"] for new, old in zip(messages, pair.messages, strict=True)),
     )
 
 
-def digest_pair(context: str, one: str, other: str) -> bytes:
-    """Return the 16-byte identity of a context and two responses in either order."""
-    first, second = sorted((one, other))
+def _complement(probability: float) -> float:
+    return round(1 - probability, 12)  # 1 - 0.8 would be written as 0.19999999999999996
+
+
+def digest_pair(context: str, first: str, second: str) -> bytes:
+    """Return the 16-byte identity of a context and two responses, these in sorted order."""
     hasher = hashlib.blake2b(digest_size=16, person=b"pair")
     for text in (context, first, second):
         data = text.encode()

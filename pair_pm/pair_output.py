@@ -1,0 +1,104 @@
+"""Writers of A/B rows: JSON lines, Parquet, or a `save_to_disk` folder, by the output's name."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from pair_pm.errors import DataError, OutputExistsError
+
+
+@dataclass(frozen=True)
+class OutputPaths:
+    """The names of one output: `x.jsonl`, `x.eval.jsonl` and `x.summary.json`; likewise for Parquet and a folder."""
+
+    main: Path
+    held_out: Path
+    summary: Path
+
+    @property
+    def kind(self) -> str:
+        """One of "jsonl", "parquet" and "folder"."""
+        return self.main.suffix.removeprefix(".") or "folder"
+
+
+def name_output(output: str) -> OutputPaths:
+    """Return the paths of an output.
+
+    Raises:
+        DataError: its name does not say a format.
+        OutputExistsError: it would replace a folder that holds something else.
+    """
+    main = Path(output)
+    if main.suffix not in (".jsonl", ".parquet", ""):
+        raise DataError(f"{output}: the ending {main.suffix} names no format; required is .jsonl, .parquet or a folder")
+    paths = OutputPaths(
+        main=main,
+        held_out=main.with_name(f"{main.stem}.eval{main.suffix}"),
+        summary=main.with_name(f"{main.stem}.summary.json"),
+    )
+    for path in (paths.main, paths.held_out):
+        if path.is_dir() and any(path.iterdir()) and not (path / "dataset_info.json").exists():
+            raise OutputExistsError(f"{path}: a folder that save_to_disk did not write; an unused name is required")
+    return paths
+
+
+@contextmanager
+def open_output(kind: str, path: Path) -> Iterator:
+    """Open a writer: a callable that takes some whole A/B rows as JSON lines, bytes."""
+    opened = {"jsonl": _open_jsonl, "parquet": _open_parquet, "folder": _open_folder}[kind](path)
+    with opened as write:
+        yield write
+
+
+@contextmanager
+def _open_jsonl(path: Path):
+    with path.open("wb") as file:
+        yield file.write
+
+
+@contextmanager
+def _open_parquet(path: Path):
+    import pyarrow.parquet as pq
+
+    with pq.ParquetWriter(path, _schema()) as writer:
+        yield lambda lines: writer.write_table(_to_table(lines))
+
+
+@contextmanager
+def _open_folder(path: Path):
+    import datasets
+    import pyarrow as pa
+
+    stream = path.with_name(path.name + ".arrow")
+    with pa.OSFile(str(stream), "wb") as file, pa.ipc.new_stream(file, _schema()) as writer:
+        yield lambda lines: writer.write_table(_to_table(lines))
+    table = datasets.table.MemoryMappedTable.from_file(str(stream))
+    # The default fingerprint holds the time of the file: the same rows would not give the same folder.
+    datasets.Dataset(table, fingerprint="pair_pm").save_to_disk(str(path))
+    stream.unlink()
+
+
+def _schema():
+    import pyarrow as pa
+
+    text = pa.string()
+    return pa.schema(
+        [
+            ("messages", pa.list_(pa.struct([("role", text), ("content", text)]))),
+            ("prob_a", pa.float64()),
+            *((name, text) for name in ("pair_id", "id", "source", "subset")),
+        ]
+    )
+
+
+def _to_table(lines: bytes):
+    import pyarrow as pa
+    import pyarrow.json
+
+    return pyarrow.json.read_json(
+        pa.BufferReader(lines),
+        # One block, so that no row is longer than a block, and batches do not depend on the number of cores.
+        read_options=pyarrow.json.ReadOptions(block_size=len(lines) + 1, use_threads=False),
+        parse_options=pyarrow.json.ParseOptions(explicit_schema=_schema(), unexpected_field_behavior="error"),
+    )
