@@ -84,12 +84,12 @@ def parse_standard(row: Mapping) -> PreferencePair:
     Raises:
         RowProblem: the row breaks a rule; `reason` names the rule.
     """
-    chosen, rejected = (_read_messages(row, column) for column in ("chosen", "rejected"))
+    chosen, rejected = (_read_turns(column, row.get(column)) for column in ("chosen", "rejected"))
     if len(chosen) != len(rejected):
         raise RowProblem("different_turn_count", f"chosen has {len(chosen)} messages, rejected {len(rejected)}")
-    for column, messages in (("chosen", chosen), ("rejected", rejected)):
-        _check_roles(column, messages)
-        _check_contents(column, messages)
+    for column, turns in (("chosen", chosen), ("rejected", rejected)):
+        _check_roles(column, turns)
+        _check_contents(column, turns)
     for index, (one, other) in enumerate(zip(chosen[:-1], rejected[:-1], strict=True)):
         if one != other:
             raise RowProblem("context_differs", f"chosen and rejected differ at message {index + 1}")
@@ -108,26 +108,36 @@ def parse_standard(row: Mapping) -> PreferencePair:
     )
 
 
-def _read_messages(row: Mapping, column: str) -> list[tuple[str, str]]:
-    messages = row.get(column)
+def check_answered(name: str, messages: object) -> None:
+    """Check a conversation that ends in a response, as a side of a row is checked; `name` is what errors call it.
+
+    Raises:
+        RowProblem: it breaks a rule.
+    """
+    turns = _read_turns(name, messages)
+    _check_roles(name, turns)
+    _check_contents(name, turns)
+
+
+def _read_turns(name: str, messages: object) -> list[tuple[str, str]]:
     if messages is None:
-        raise RowProblem("missing_column", f"{column} is absent")
+        raise RowProblem("missing_column", f"{name} is absent")
     if not isinstance(messages, list):
-        raise RowProblem("not_messages", f"{column} is {type(messages).__name__}, not a list of messages")
+        raise RowProblem("not_messages", f"{name} is {type(messages).__name__}, not a list of messages")
     if not messages:
-        raise RowProblem("empty_messages", f"{column} has no message")
+        raise RowProblem("empty_messages", f"{name} has no message")
     turns = []
     for index, message in enumerate(messages):
         if not isinstance(message, dict) or "role" not in message or "content" not in message:
-            raise RowProblem("not_messages", f"message {index + 1} of {column} lacks role or content")
+            raise RowProblem("not_messages", f"message {index + 1} of {name} lacks role or content")
         if not isinstance(message["content"], str):
             found = type(message["content"]).__name__
-            raise RowProblem("content_not_string", f"the content of message {index + 1} of {column} is {found}")
+            raise RowProblem("content_not_string", f"the content of message {index + 1} of {name} is {found}")
         turns.append((message["role"], message["content"]))
     return turns
 
 
-def _check_roles(column: str, turns: Sequence[tuple[str, str]]) -> None:
+def _check_roles(name: str, turns: Sequence[tuple[str, str]]) -> None:
     roles = [role for role, _ in turns]
     start = 1 if roles[0] == "system" else 0
     length = len(roles) - start
@@ -135,16 +145,16 @@ def _check_roles(column: str, turns: Sequence[tuple[str, str]]) -> None:
         shown = ", ".join(map(str, roles[:6])) + (", …" if len(roles) > 6 else "")
         raise RowProblem(
             "roles_out_of_order",
-            f"{column} has the roles {shown}; required are an optional system message, then user and assistant in turn",
+            f"{name} has the roles {shown}; required are an optional system message, then user and assistant in turn",
         )
 
 
-def _check_contents(column: str, turns: Sequence[tuple[str, str]]) -> None:
+def _check_contents(name: str, turns: Sequence[tuple[str, str]]) -> None:
     for index, (_, content) in enumerate(turns):
         if not content.strip():
             is_response = index == len(turns) - 1
-            raise RowProblem("empty_response" if is_response else "empty_turn", f"message {index + 1} of {column}")
-        _check_unicode(content, f"message {index + 1} of {column}")
+            raise RowProblem("empty_response" if is_response else "empty_turn", f"message {index + 1} of {name}")
+        _check_unicode(content, f"message {index + 1} of {name}")
 
 
 def _check_unicode(text: str, where: str) -> None:

@@ -7,7 +7,7 @@ for some template: a think block that only one of the two renderings holds, a sp
 """
 
 import datetime
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from pair_pm.errors import LabelTokenError, TemplateError
@@ -15,8 +15,9 @@ from pair_pm.prompt import LABELS, neutralise, render_context, render_prompt
 
 PROFILES = ("native", "rlhflow")
 
-# Two prompts that share nothing before the format's own ending, to see what the template always puts there.
-_PROBE_PROMPTS = tuple(
+# Two prompts that share nothing before the format's own ending, to see what the template always puts there. Every
+# card holds what they encode to: change them and every model trained before is refused.
+PROBE_PROMPTS = tuple(
     render_prompt(render_context([{"role": "user", "content": question}]), one, other)
     for question, one, other in (
         ("What is the boiling point of water?", "100 degrees Celsius.", "I would rather not say"),
@@ -104,13 +105,13 @@ class PromptEncoder:
         return ids[:position]
 
     def _probe_labels(self) -> LabelTokens:
-        found = [self._locate_label(prompt) for prompt in _PROBE_PROMPTS]
+        found = [self._locate_label(prompt) for prompt in PROBE_PROMPTS]
         if found[0][1] != found[1][1]:
             raise LabelTokenError(
                 f"chat template of {self.tokenizer.name_or_path}: the labels are {found[0][1]} after one prompt and "
                 f"{found[1][1]} after another; the same two tokens are required after each"
             )
-        sequences = self._encode_answered(_PROBE_PROMPTS, LABELS[0])
+        sequences = self._encode_answered(PROBE_PROMPTS, LABELS[0])
         before = [ids[:position] for ids, (position, _) in zip(sequences, found, strict=True)]
         return LabelTokens(
             label_ids=found[0][1],
@@ -163,7 +164,7 @@ def dated_formats(tokenizer) -> list[str]:
             asked[format] = None
             return clock.strftime(format)
 
-        messages = [{"role": "user", "content": _PROBE_PROMPTS[0]}, {"role": "assistant", "content": LABELS[0]}]
+        messages = [{"role": "user", "content": PROBE_PROMPTS[0]}, {"role": "assistant", "content": LABELS[0]}]
         return tokenizer.apply_chat_template(messages, tokenize=False, strftime_now=strftime_now)
 
     first, second = (rendered_at(clock) for clock in _CLOCKS)
@@ -211,13 +212,13 @@ def _template_literals(tokenizer) -> list[str]:
     return [literal for literal in literals if literal.strip()]
 
 
-def refuse_forgeable_text(tokenizer) -> None:
-    """Refuse a tokenizer whose special tokens or template literals content could spell.
+def refuse_forgeable_text(tokenizer, accepted: Collection[str] = ()) -> None:
+    """Refuse a tokenizer whose special tokens or template literals content could spell, but for the accepted ones.
 
     Raises:
         TemplateError: with the list of them.
     """
-    forgeable = find_forgeable_text(tokenizer)
+    forgeable = [text for text in find_forgeable_text(tokenizer) if text not in accepted]
     if forgeable:
         raise TemplateError(
             f"tokenizer of {tokenizer.name_or_path}: content could forge {', '.join(map(repr, forgeable))}; every "

@@ -1,0 +1,35 @@
+"""The arguments that say which trained model to score with: the same for every script that scores."""
+
+import argparse
+
+from pair_pm.scoring import PairScorer
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that `load_scorer` reads."""
+    add = parser.add_argument
+    add("--model", required=True, metavar="NAME_OR_PATH", help="trained checkpoint: a folder or a hub name")
+    add("--adapter", metavar="NAME_OR_PATH", help="PEFT adapter to merge into it")
+    add("--profile", choices=("native", "rlhflow"), default="native",
+        help="rlhflow: a checkpoint of the published training, which saw no BOS")  # fmt: skip
+    add("--temperature", type=float, help="divides the log-odds (default: the model card's, else 1)")
+    add("--device", help="for example cuda:1 (default: cuda where there is one, else cpu)")
+    add("--dtype", choices=("float32", "bfloat16", "float16"),
+        help="default: the checkpoint's own on a GPU, float32 on a CPU")  # fmt: skip
+    add("--attn-implementation", help="for example flash_attention_2 (default: transformers' choice)")
+    add("--accept-control-text", action="store_true",
+        help="serve a model whose special tokens or turn marks content could forge")  # fmt: skip
+
+
+def load_scorer(arguments: argparse.Namespace) -> PairScorer:
+    """Return the scorer that the arguments name."""
+    return PairScorer.from_pretrained(
+        arguments.model,
+        adapter=arguments.adapter,
+        profile=arguments.profile,
+        temperature=arguments.temperature,
+        device=arguments.device,
+        dtype=arguments.dtype,
+        attn_implementation=arguments.attn_implementation,
+        accept_control_text=arguments.accept_control_text,
+    )

@@ -1,0 +1,252 @@
+"""Which of two responses is better: both orders through an engine, averaged.
+
+A model that prefers a slot shifts one order up and the other down, so the mean of the two probabilities is free of
+it, and their gap shows how large it is.
+
+Source: Dong et al., RLHF Workflow, arXiv:2405.07863.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pair_pm.engines import Engine
+from pair_pm.errors import DataError, PromptTooLongError
+from pair_pm.preference import RowProblem, check_answered
+from pair_pm.prompt import neutralise, render_context, render_prompt
+from pair_pm.recipe import CARD_NAME, Recipe, read_recipe
+from pair_pm.tokens import PromptEncoder, refuse_forgeable_text
+
+if TYPE_CHECKING:
+    from pair_pm.ranking import Best, Ranking
+
+logger = logging.getLogger(__name__)
+
+TIE_TOLERANCE = 1e-6
+_LOW_LABEL_MASS = 0.5
+
+Message = dict[str, str]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The verdict on two responses.
+
+    Attributes:
+        prob_first_in_a: P(the first response wins) when it stands in slot A.
+        prob_first_in_b: The same when it stands in slot B.
+        prob_first: Their mean.
+        position_gap: How far the two lie apart, 0 to 1.
+        is_position_consistent: Whether both orders name the same winner, or both a tie.
+        winner: "first", "second", or "tie" where |prob_first - 0.5| <= 1e-6.
+        label_mass: How much probability "A" and "B" hold of the whole vocabulary, the smaller of the two orders'.
+        prompt_tokens: Tokens fed, in slot order first-second and second-first.
+    """
+
+    prob_first_in_a: float
+    prob_first_in_b: float
+    prob_first: float
+    position_gap: float
+    is_position_consistent: bool
+    winner: str
+    label_mass: float
+    prompt_tokens: tuple[int, int]
+
+    def to_dict(self) -> dict:
+        """Return the fields as JSON can hold them."""
+        return asdict(self)
+
+
+class PairScorer:
+    """Compares responses with a pairwise preference model.
+
+    Args:
+        engine: Where the weights run.
+        encoder: Of the model's own tokenizer and chat template.
+        recipe: What the model's card says; without one, no length is known but the model's positions.
+    """
+
+    def __init__(self, engine: Engine, encoder: PromptEncoder, recipe: Recipe | None = None):
+        self.engine = engine
+        self.encoder = encoder
+        self.recipe = recipe or Recipe()
+        self._warned_of_label_mass = False
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str,
+        *,
+        engine: Engine | None = None,
+        profile: str = "native",
+        adapter: str | None = None,
+        temperature: float | None = None,
+        accept_control_text: bool = False,
+        **load_options,
+    ) -> "PairScorer":
+        """Return a scorer for a trained checkpoint.
+
+        Args:
+            name: Folder or hub name.
+            engine: Where the weights run; default: in this process.
+            profile: "native", or "rlhflow" for checkpoints of the published training, which saw no BOS.
+            adapter: Folder or hub name of a PEFT adapter; its tokenizer and card are used where it has them.
+            temperature: Instead of the card's.
+            accept_control_text: Serve a model whose special tokens or turn marks content can forge.
+            load_options: `device`, `dtype`, `attn_implementation` of `pair_pm.checkpoint.load_model`.
+        Raises:
+            MissingPathError, CheckpointError: there is no such checkpoint, or it is no causal LM.
+            TemplateError: its chat template cannot carry the format safely.
+            RecipeError: its card does not describe it.
+        """
+        from pair_pm.checkpoint import find_file, load_model, load_tokenizer, refuse_classifier
+
+        refuse_classifier(name)
+        has_own_tokenizer = adapter is not None and find_file(adapter, "tokenizer_config.json") is not None
+        encoder = PromptEncoder(load_tokenizer(adapter if has_own_tokenizer else name), profile)
+        recipe = _find_recipe([adapter, name] if adapter else [name], encoder, find_file)
+        if not accept_control_text:
+            refuse_forgeable_text(encoder.tokenizer, recipe.accepted_control_text)
+        if engine is None:
+            from pair_pm.engines.transformers_engine import TransformersEngine
+
+            engine = TransformersEngine(load_model(name, adapter=adapter, **load_options), encoder.labels.label_ids)
+        if temperature is not None:
+            recipe = replace(recipe, temperature=temperature)
+        return cls(engine, encoder, recipe)
+
+    def compare(self, messages: str | Sequence[Message], first: str, second: str) -> Comparison:
+        """Return which response to a conversation is better.
+
+        Args:
+            messages: The conversation up to the last user message, or that message alone.
+            first: One response.
+            second: The other.
+        Raises:
+            DataError: the conversation or a response cannot be rendered.
+            PromptTooLongError: it exceeds the model's positions or the sequence length it was trained with.
+        """
+        return self.compare_many([(messages, first, second)])[0]
+
+    def compare_many(self, items: Sequence[tuple[str | Sequence[Message], str, str]]) -> list[Comparison]:
+        """Return the comparisons of several (messages, first, second), scored together."""
+        prompts = [prompt for item in items for prompt in render_both_orders(*item)]
+        prompt_ids = self.encoder.encode(prompts)
+        for prompt, ids in zip(prompts, prompt_ids, strict=True):
+            self._check_length(prompt, len(ids))
+        logprobs = self.engine.label_logprobs(prompt_ids).reshape(-1, 2, 2)
+        lengths = np.array([len(ids) for ids in prompt_ids]).reshape(-1, 2)
+        comparisons = [
+            compare_logprobs(pair, tuple(tokens), self.recipe.temperature)
+            for pair, tokens in zip(logprobs, lengths.tolist(), strict=True)
+        ]
+        self._warn_of_label_mass(comparisons)
+        return comparisons
+
+    def rank(self, messages: str | Sequence[Message], responses: Sequence[str]) -> "Ranking":
+        """Return the responses to a conversation from best to worst; every pair is compared."""
+        from pair_pm.ranking import rank
+
+        return rank(self, messages, responses)
+
+    def best_of_n(self, messages: str | Sequence[Message], responses: Sequence[str], seed: int = 0) -> "Best":
+        """Return the winner of a knockout between the responses: one comparison less than there are responses."""
+        from pair_pm.ranking import best_of_n
+
+        return best_of_n(self, messages, responses, seed)
+
+    def _check_length(self, prompt: str, tokens: int) -> None:
+        where = f"prompt {prompt[:60]!r}…"
+        positions = self.engine.max_prompt_tokens
+        if positions is not None and tokens > positions:
+            raise PromptTooLongError(
+                f"{where}: {tokens} tokens; at most the model's {positions} positions are required"
+            )
+        answered = tokens + 1 + len(self.encoder.labels.closing_ids)
+        if self.recipe.sequence_len is not None and answered > self.recipe.sequence_len:
+            raise PromptTooLongError(
+                f"{where}: {answered} tokens with its answer; at most the {self.recipe.sequence_len} of sequence_len "
+                f"in {CARD_NAME} are required, because longer ones were dropped in training"
+            )
+
+    def _warn_of_label_mass(self, comparisons: Sequence[Comparison]) -> None:
+        lowest = min((comparison.label_mass for comparison in comparisons), default=1.0)
+        if lowest < _LOW_LABEL_MASS and not self._warned_of_label_mass:
+            self._warned_of_label_mass = True
+            logger.warning(
+                "the labels A and B hold only %.3f of the probability: an untrained model, or not the format it was "
+                "trained with",
+                lowest,
+            )
+
+
+def render_both_orders(messages: str | Sequence[Message], first: str, second: str) -> tuple[str, str]:
+    """Return the prompts with the first response in slot A and in slot B.
+
+    Raises:
+        DataError: a message or response is not what the format holds.
+    """
+    if isinstance(messages, str):
+        messages = [{"role": "user", "content": messages}]
+    for name, response in (("first", first), ("second", second)):
+        try:
+            check_answered(f"the {name} conversation", [*messages, {"role": "assistant", "content": response}])
+        except RowProblem as problem:
+            raise DataError(
+                f"comparison: {problem}; an optional system message, user and assistant in turn up to a user message, "
+                "and two responses that are not empty are required"
+            ) from problem
+    context = render_context([{"role": m["role"], "content": neutralise(m["content"])} for m in messages])
+    first, second = neutralise(first), neutralise(second)
+    return render_prompt(context, first, second), render_prompt(context, second, first)
+
+
+def compare_logprobs(
+    logprobs: np.ndarray, prompt_tokens: tuple[int, int] = (0, 0), temperature: float = 1.0
+) -> Comparison:
+    """Return the comparison that the labels' log-probabilities in both orders make.
+
+    Log-odds are divided by the temperature in each order, then the two probabilities are averaged.
+
+    Args:
+        logprobs: Natural-log probabilities of "A" and "B", shape (2, 2), the order with the first response in slot A
+            first.
+        prompt_tokens: To be carried along.
+        temperature: Above 0.
+    """
+    assert logprobs.shape == (2, 2), logprobs.shape
+    log_odds_of_a = (logprobs[:, 0] - logprobs[:, 1]) / temperature
+    in_a, in_b = _sigmoid(log_odds_of_a[0]), _sigmoid(-log_odds_of_a[1])
+    prob_first = (in_a + in_b) / 2
+    return Comparison(
+        prob_first_in_a=in_a,
+        prob_first_in_b=in_b,
+        prob_first=prob_first,
+        position_gap=abs(in_a - in_b),
+        is_position_consistent=_name_winner(in_a) == _name_winner(in_b),
+        winner=_name_winner(prob_first),
+        label_mass=float(np.exp(logprobs).sum(axis=1).min()),
+        prompt_tokens=prompt_tokens,
+    )
+
+
+def _sigmoid(log_odds: float) -> float:
+    return float(0.5 * (1 + np.tanh(0.5 * log_odds)))  # does not overflow
+
+
+def _name_winner(prob_first: float) -> str:
+    if abs(prob_first - 0.5) <= TIE_TOLERANCE:
+        return "tie"
+    return "first" if prob_first > 0.5 else "second"
+
+
+def _find_recipe(names: Sequence[str], encoder: PromptEncoder, find_file) -> Recipe:
+    for name in names:
+        path = find_file(name, CARD_NAME)
+        if path is not None:
+            return read_recipe(path, encoder)
+    logger.warning("%s: no %s, so nothing says how it was trained; labels were found by probing", names[0], CARD_NAME)
+    return Recipe()
