@@ -6,11 +6,10 @@ python evaluate_pair_rm.py --model outputs/gemma-2b-it --dataset weqweasdas/pref
 
 import argparse
 import json
-import logging
 import sys
 from dataclasses import asdict
 
-from pair_pm.command_line import add_model_arguments, load_scorer
+from pair_pm.command_line import add_model_arguments, load_scorer, quieten_libraries
 from pair_pm.errors import PairPMError
 
 
@@ -30,7 +29,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """Evaluate, and print the metrics as one JSON object."""
     arguments = parse_arguments(argv)
-    logging.basicConfig(format="%(levelname)s %(message)s")
+    quieten_libraries()
     from pair_pm.evaluation import compare_labelled, compute_metrics, read_labelled_pairs
 
     try:

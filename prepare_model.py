@@ -5,9 +5,9 @@ python prepare_model.py --model ./my_base --output ./my_base_padded --chat-templ
 """
 
 import argparse
-import logging
 import sys
 
+from pair_pm.command_line import quieten_libraries
 from pair_pm.errors import PairPMError
 
 
@@ -36,7 +36,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """Prepare, and say what was done."""
     arguments = parse_arguments(argv)
-    logging.basicConfig(format="%(levelname)s %(message)s")
+    quieten_libraries()
     from pair_pm.checkpoint import prepare_base_model
 
     try:

@@ -7,11 +7,10 @@
 
 import argparse
 import json
-import logging
 import sys
 from pathlib import Path
 
-from pair_pm.command_line import add_model_arguments, load_scorer
+from pair_pm.command_line import add_model_arguments, load_scorer, quieten_libraries
 from pair_pm.errors import DataError, MissingPathError, PairPMError
 
 _INPUT_FORM = '{"messages": [{"role": "user", "content": …}, …], "response_a": …, "response_b": …}'
@@ -53,7 +52,7 @@ def read_input(name: str) -> tuple[object, str, str]:
 def main(argv: list[str] | None = None) -> int:
     """Compare, and print the verdict as one JSON object."""
     arguments = parse_arguments(argv)
-    logging.basicConfig(format="%(levelname)s %(message)s")
+    quieten_libraries()
     try:
         if arguments.input is not None:
             messages, first, second = read_input(arguments.input)

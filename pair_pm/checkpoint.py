@@ -45,7 +45,8 @@ def load_model(name: str, *, adapter: str | None = None, device: str | None = No
         adapter: Folder or hub name of a PEFT adapter.
         device: Default: "cuda" where there is one, else "cpu".
         dtype: "float32", "bfloat16" or "float16". Default: the checkpoint's own on a GPU, float32 on a CPU.
-        attn_implementation: As transformers names them; default: its choice.
+        attn_implementation: As transformers names them. Default: its choice, but "eager" for a model that caps its
+            attention logits (Gemma-2), because SDPA leaves the cap out without a word.
     Raises:
         MissingPathError: there is no such checkpoint.
         CheckpointError: it is no causal LM, or its weights are not whole.
@@ -53,7 +54,9 @@ def load_model(name: str, *, adapter: str | None = None, device: str | None = No
     import torch
     from transformers import AutoModelForCausalLM
 
-    refuse_classifier(name)
+    config = load_config(name)
+    if attn_implementation is None and getattr(config.get_text_config(), "attn_logit_softcapping", None):
+        attn_implementation = "eager"
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     dtype = dtype or ("float32" if torch.device(device).type == "cpu" else "auto")
     with _explained(name, "a causal LM"):
@@ -83,10 +86,11 @@ def find_file(name: str, file: str) -> Path | None:
     return None if found is None else Path(found)
 
 
-def refuse_classifier(name: str) -> None:
-    """Refuse a checkpoint that is no causal LM.
+def load_config(name: str):
+    """Return the configuration of a causal LM.
 
     Raises:
+        MissingPathError: there is no such checkpoint.
         CheckpointError: its architecture has another head, such as a scalar reward model's.
     """
     from transformers import AutoConfig
@@ -99,6 +103,7 @@ def refuse_classifier(name: str) -> None:
                 f"{name}: its architecture is {architecture}; a causal LM is required, because the verdict is read "
                 "from its logits for A and B"
             )
+    return config
 
 
 @contextmanager
@@ -168,7 +173,7 @@ def prepare_base_model(name: str, output: str, *, dtype: str | None = None, pad_
         raise OutputExistsError(f"{output}: not empty; an unused folder is required; replace it with --overwrite")
     if target.exists() and Path(name).exists() and target.samefile(name):
         raise OutputExistsError(f"{output}: is the base model itself; another folder is required")
-    refuse_classifier(name)
+    load_config(name)  # refuses what is no causal LM, before anything is loaded
     tokenizer = load_tokenizer(name)
     original_template = tokenizer.chat_template
     frozen_formats = _settle_template(tokenizer, chat_template)

@@ -1,8 +1,21 @@
-"""The arguments that say which trained model to score with: the same for every script that scores."""
+"""What the scripts share on the command line: quiet libraries, and the arguments that name a trained model."""
 
 import argparse
+import logging
+import os
+import sys
 
 from pair_pm.scoring import PairScorer
+
+
+def quieten_libraries() -> None:
+    """Send our own warnings to stderr and keep other libraries to errors; call before they are imported."""
+    logging.basicConfig(format="%(levelname)s %(message)s", level=logging.ERROR)
+    logging.getLogger("pair_pm").setLevel(logging.WARNING)
+    for talkative in ("torch.utils._pytree", "transformers", "DeepSpeed"):
+        logging.getLogger(talkative).setLevel(logging.ERROR)
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:

@@ -102,9 +102,9 @@ class PairScorer:
             TemplateError: its chat template cannot carry the format safely.
             RecipeError: its card does not describe it.
         """
-        from pair_pm.checkpoint import find_file, load_model, load_tokenizer, refuse_classifier
+        from pair_pm.checkpoint import find_file, load_config, load_model, load_tokenizer
 
-        refuse_classifier(name)
+        load_config(name)  # a wrong kind of checkpoint is said first, in one line
         has_own_tokenizer = adapter is not None and find_file(adapter, "tokenizer_config.json") is not None
         encoder = PromptEncoder(load_tokenizer(adapter if has_own_tokenizer else name), profile)
         recipe = _find_recipe([adapter, name] if adapter else [name], encoder, find_file)
