@@ -107,9 +107,13 @@ def finish_run(cfg) -> None:
     Raises:
         CheckpointError: the weights are missing, of the wrong shape, or give no number.
     """
+    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
     from pair_pm.checkpoint import load_model, load_tokenizer
     from pair_pm.engines.transformers_engine import TransformersEngine
 
+    # Under ZeRO-3 transformers would still shard whatever is loaded, over ranks that are gone.
+    unset_hf_deepspeed_config()
     output = str(cfg.output_dir)
     encoder = PromptEncoder(load_tokenizer(output))
     # On the CPU and in the type it was saved in: the accelerator may still hold the trainer's memory.
