@@ -9,6 +9,7 @@ model misses what it must reach on conversations that it was never trained on.
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -17,6 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent.relative_to(ROOT)
 RUN = HERE / "run"
+SPLITS = ("preferences", "heldout")
 REQUIRED_ACCURACY = 0.95
 REQUIRED_CONSISTENCY = 0.95
 
@@ -56,19 +58,13 @@ def score_bag_of_words() -> float:
     return float((difference[1] @ model.coef_[0] > 0).mean())
 
 
-SPLITS = ("preferences", "heldout")
-
-
 def main() -> int:
     """Run the demo and return 0 where the model reached what it must."""
     os.environ.setdefault("AXOLOTL_DO_NOT_TRACK", "1")
-    run(f"rm -rf {RUN}")
+    shutil.rmtree(ROOT / RUN, ignore_errors=True)
     run(f"python {HERE}/make_quickstart.py")
-    print(
-        run(
-            f"python process_pair_data.py --dataset {HERE}/data/preferences.jsonl --output {RUN}/pairs.jsonl --both-orders"
-        )
-    )
+    data = f"--dataset {HERE}/data/preferences.jsonl --output {RUN}/pairs.jsonl --both-orders"
+    print(run(f"python process_pair_data.py {data}"))
     print(run(f"python prepare_model.py --model {HERE}/base_model --output {RUN}/prepared"))
     run("torchrun --nproc_per_node 1 -m axolotl.cli.train config/tiny-cpu.yml")
     metrics = json.loads(run(f"python evaluate_pair_rm.py --model {RUN}/model --dataset {HERE}/data/heldout.jsonl"))
