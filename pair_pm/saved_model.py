@@ -65,7 +65,8 @@ def probe_label_mass(output: str, base_model: str | None = None) -> float:
     logprobs = TransformersEngine(model, encoder.labels.label_ids).label_logprobs(encoder.encode(PROBE_PROMPTS))
     if not np.isfinite(logprobs).all():
         raise CheckpointError(
-            f"{output}: A and B have the log-probabilities {logprobs.tolist()} on probe prompts; finite ones are required"
+            f"{output}: A and B have the log-probabilities {logprobs.tolist()} after probe prompts; "
+            "finite ones are required"
         )
     return float(np.exp(logprobs).sum(axis=1).min())
 
