@@ -24,7 +24,8 @@ PROBE_PROMPTS = tuple(
         ("Name a prime", "17", "Any number; take twelve!"),
     )
 )
-_CLOCKS = (datetime.datetime(2001, 2, 3, 4, 5, 6), datetime.datetime(2031, 11, 29, 23, 58, 59))
+# They differ in every part of a date, the weekday included: a template may show just one.
+_CLOCKS = (datetime.datetime(2001, 2, 3, 4, 5, 6), datetime.datetime(2031, 11, 28, 23, 58, 59, 1))
 _FROZEN_DATE = datetime.datetime(2024, 7, 26)  # the date that Llama-3.1 and 3.2 fall back to without a clock
 
 
