@@ -21,7 +21,7 @@ from conftest import ROOT, make_small_tokenizer, with_chat_template
 
 from pair_pm.preference import PreferencePair, parse_standard, render_pair
 from pair_pm.prompt import LABELS, render_prompt
-from pair_pm.tokens import PromptEncoder, dated_formats, freeze_date
+from pair_pm.tokens import PromptEncoder, dated_formats, find_forgeable_text, freeze_date
 
 PAIRS = 100  # each in both orders, so 200 rows with as many "A" as "B"
 FEWER = 60  # rows for the second split pattern, the hard ones among them
@@ -89,6 +89,7 @@ STAND_INS = {
     "qwen3_5": _CHATML,
     "qwen_25": _CHATML,
 }
+PLAIN_TURNS = {"llava": ["USER: ", " ASSISTANT: ", " USER: "]}  # ordinary words that no neutralising could break
 DATED = {"llama3_2_vision", "mistral_v7_tekken"}
 # Shipped templates that cannot carry the format, with the reason. None so far.
 UNUSABLE: dict[str, str] = {}
@@ -269,13 +270,23 @@ def test_every_shipped_template_is_proved_or_listed_with_a_reason():
             PromptEncoder(make_small_tokenizer(_CHAT_TEMPLATES[name]))
 
 
-@pytest.mark.parametrize("split", ["gpt2", "llama3"])
-@pytest.mark.parametrize("name", STAND_INS)
-def test_ids_served_are_the_ids_that_axolotl_packs(name, split, rows, preprocess):
+def make_stand_in(name: str, split: str = "gpt2"):
+    """Return a small tokenizer with a shipped template and its family's special tokens."""
     from axolotl.utils.chat_templates import get_chat_template
 
     bos, eos, marks = STAND_INS[name]
-    tokenizer = make_small_tokenizer(get_chat_template(name), tuple(marks.split()), bos=bos, eos=eos, split=split)
+    return make_small_tokenizer(get_chat_template(name), tuple(marks.split()), bos=bos, eos=eos, split=split)
+
+
+@pytest.mark.parametrize("name", STAND_INS)
+def test_nothing_can_be_forged_but_the_plain_turns_of_llava(name):
+    assert find_forgeable_text(make_stand_in(name)) == PLAIN_TURNS.get(name, [])
+
+
+@pytest.mark.parametrize("split", ["gpt2", "llama3"])
+@pytest.mark.parametrize("name", STAND_INS)
+def test_ids_served_are_the_ids_that_axolotl_packs(name, split, rows, preprocess):
+    tokenizer = make_stand_in(name, split)
     formats = dated_formats(tokenizer)
     assert bool(formats) == (name in DATED)
     if formats:  # as prepare_model.py does
