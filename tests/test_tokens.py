@@ -33,8 +33,8 @@ THINKING = CHATML.replace(
     "'\n' + message['content']",
     "('\n<think>\n\n</think>\n\n' if message['role'] == 'assistant' else '\n') + message['content']",
 )
-# Nothing but a newline around contents: there is no mark that could keep pieces from merging over an edge.
-BARE = "{% for m in messages %}{{ m.content }}{% if m.role == 'assistant' %}\n{% endif %}{% endfor %}"
+# Nothing but a newline after answers: there is no mark that could keep pieces from merging over an edge.
+BARE = "{% for m in messages %}{{ m.content }}{{ '\n' if m.role == 'assistant' }}{% endfor %}"
 GEMMA = (
     "{{ bos_token }}{% for m in messages %}{{ '<start_of_turn>' + ('model' if m.role == 'assistant' else m.role) + '\n'"
     " + m.content | trim + '<end_of_turn>\n' }}{% endfor %}"
@@ -174,6 +174,14 @@ def test_prompts_in_one_call_are_served_as_one_by_one():
     assert (encoder.encode([]), encoder.training_lengths([])) == ([], [])
 
 
+def test_each_prompt_is_rendered_once(monkeypatch):
+    rendered = []
+    encoder = ENCODERS["chatml"]
+    monkeypatch.setattr("pair_pm.tokens.render_chat", lambda *chat: rendered.append(chat) or render_chat(*chat))
+    encoder.encode([make_prompt("Q" * length) for length in range(5)])
+    assert len(rendered) == 5
+
+
 @pytest.mark.parametrize("template", [LLAMA3_TEMPLATE, CHATML])
 def test_rlhflow_profile_strips_bos_at_the_start_and_nothing_else(template):
     tokenizer = make_small_tokenizer(template, ("<|im_start|>", "<|im_end|>", *LLAMA3_MARKS))
@@ -306,6 +314,11 @@ def test_nothing_can_be_forged_in_a_supported_family(template, marks):
     tokenizer = make_small_tokenizer(template, marks)
     assert find_forgeable_text(tokenizer) == []
     refuse_forgeable_text(tokenizer)
+
+
+def test_plain_text_after_the_last_content_is_found():
+    assert find_forgeable_text(make_small_tokenizer(CHATML + "THE END")) == []  # it follows a mark
+    assert find_forgeable_text(make_small_tokenizer(BARE + "THE END")) == ["\nTHE END"]
 
 
 def test_white_space_between_contents_is_no_mark():
