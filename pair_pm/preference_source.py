@@ -1,9 +1,9 @@
 """Where preference rows come from: local files, `save_to_disk` folders, the Hugging Face hub; read in chunks."""
 
 import gzip
-import io
 import json
 import re
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -17,8 +17,11 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 CHUNK_ROWS = 1000
-_READ_CHARACTERS = 1 << 20
-_BETWEEN_ITEMS = ", \t\r\n"
+MAX_NESTING = 200
+_READ_BYTES = 1 << 20
+_SPACE = b" \t\r\n"
+# What JSON's structure hangs on: whole strings, brackets, commas; and the quote of a string that does not end.
+_STRUCTURE = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[\[\]{},"]', re.DOTALL)
 _ACCEPTED = ".jsonl, .json or .parquet (the first two also with .gz), a folder from save_to_disk, or a hub name"
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?(@[\w./-]+)?(:[\w.-]+)?")
 
@@ -62,16 +65,16 @@ class RowChunk:
     def decode(self) -> Iterator[tuple[int, object, RowProblem | None]]:
         """Yield ``(number, row, None)``, or ``(number, text, problem)`` for text that is not JSON."""
         if isinstance(self.rows, tuple):
-            first, batch = self.rows
-            for offset, row in enumerate(batch.to_pylist()):
-                yield first + offset, row, None
+            yield from _decode_batch(*self.rows)
             return
         for number, text in self.rows:
             try:
+                _check_nesting(text)
                 yield number, json.loads(text), None
+            except RowProblem as problem:
+                yield number, text.decode(errors="backslashreplace"), problem
             except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError too
-                shown = text.decode(errors="backslashreplace")
-                yield number, shown, RowProblem("not_json", str(error) or type(error).__name__)
+                yield number, text.decode(errors="backslashreplace"), RowProblem("not_json", str(error))
 
     def __len__(self) -> int:
         return self.rows[1].num_rows if isinstance(self.rows, tuple) else len(self.rows)
@@ -87,10 +90,15 @@ def open_source(name: str) -> PreferenceSource:
     for path, split in ((Path(name), None), _split_off(name)):
         if path.is_file():
             _check_suffix(name, path)
+            _refuse_split(name, split)
             return PreferenceSource(name, _stem(path), path, split)
         if path.is_dir():
             return PreferenceSource(name, path.resolve().name, path, split)
-    if name.startswith((".", "/", "~")) or _stem(Path(name)) != Path(name).name or name.count("/") > 1:
+    if (
+        name.startswith((".", "/", "~"))
+        or _stem(Path(name)) != Path(name).name
+        or name.partition("@")[0].count("/") > 1
+    ):
         raise MissingPathError(f"{name}: no such file or folder; required is {_ACCEPTED}")
     if not _HUB_NAME.fullmatch(name):
         raise DataError(f"{name}: not a path and not a hub name; required is {_ACCEPTED} (name[@revision][:split])")
@@ -113,6 +121,11 @@ def _check_suffix(name: str, path: Path) -> None:
         raise DataError(f"{name}: a file of this name cannot be read; required is {_ACCEPTED}")
 
 
+def _refuse_split(name: str, split: str | None) -> None:
+    if split:
+        raise DataError(f"{name}: has no splits; a split is required of folders and hub names with several alone")
+
+
 # ---- JSON -----------------------------------------------------------------------------------------------------------
 
 
@@ -121,7 +134,7 @@ def _json_texts(name: str, path: Path) -> Iterator[tuple[int, bytes]]:
         try:
             is_array = path.name.removesuffix(".gz").endswith(".json") and _starts_with_bracket(file)
             yield from _array_items(file) if is_array else _lines(file)
-        except (EOFError, gzip.BadGzipFile) as error:
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise DataError(f"{name}: {error}; a whole gzip file is required") from error
 
 
@@ -138,45 +151,89 @@ def _lines(file) -> Iterator[tuple[int, bytes]]:
 
 
 def _array_items(file) -> Iterator[tuple[int, bytes]]:
-    """Yield the items of one JSON array without holding it whole; all that follows a syntax error is one bad item."""
-    text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape")
-    decoder = json.JSONDecoder()
-    buffer, is_open, number = text.read(_READ_CHARACTERS).lstrip()[1:], True, 0
+    """Yield the items of one JSON array without holding it whole.
+
+    Only the structure is looked at, so an item that is not JSON is one bad item and the next one follows. What
+    stands after the array is one item more.
+    """
+    buffer, number = file.read(_READ_BYTES), 0
+    position = buffer.index(b"[") + 1
     while True:
-        buffer = buffer.lstrip(_BETWEEN_ITEMS)
-        if buffer.startswith("]"):
-            return
-        try:
-            _, end = decoder.raw_decode(buffer)
-        except (ValueError, RecursionError):
-            end = 0
-        # An item that ends where the buffer does may go on (12 of 123), so it counts only once more was read.
-        if end and (end < len(buffer) or not is_open):
+        end = _find_item_end(buffer, position)
+        if end is None:
+            # Reading as much again as is held keeps the re-scanning of one long item linear.
+            more = file.read(max(len(buffer) - position, _READ_BYTES))
+            buffer, position = buffer[position:] + more, 0
+            if not more:
+                yield number + 1, buffer.strip(_SPACE)  # the array is not closed
+                return
+            continue
+        is_last = buffer[end : end + 1] == b"]"
+        item = buffer[position:end].strip(_SPACE)
+        position = end + 1
+        if item or not is_last:
             number += 1
-            yield number, buffer[:end].encode(errors="surrogateescape")
-            buffer = buffer[end:]
-        elif is_open:
-            # Reading as much again as is held keeps the re-parsing of one long item linear.
-            more = text.read(max(len(buffer), _READ_CHARACTERS))
-            is_open = bool(more)
-            buffer += more
-        else:
-            yield number + 1, (buffer or "end of file").encode(errors="surrogateescape")
+            yield number, item
+        if is_last:
+            rest = (buffer[position:] + file.read(_READ_BYTES)).strip(_SPACE)
+            if rest:
+                yield number + 1, rest
             return
+
+
+def _find_item_end(buffer: bytes, start: int) -> int | None:
+    """Return where the comma or bracket stands that ends an array's item, None if it is not in the buffer yet."""
+    depth = 0
+    for match in _STRUCTURE.finditer(buffer, start):
+        token = match.group()
+        if token in (b"[", b"{"):
+            depth += 1
+        elif depth == 0 and token in (b",", b"]"):
+            return match.start()
+        elif token in (b"]", b"}"):
+            depth = max(0, depth - 1)
+        elif token == b'"':
+            return None
+    return None
+
+
+def _check_nesting(text: bytes) -> None:
+    """Refuse what recursion elsewhere, in pickling or printing a row, might not survive."""
+    if text.count(b"[") + text.count(b"{") <= MAX_NESTING:
+        return
+    depth = 0
+    for token in _STRUCTURE.findall(text):
+        depth += (token in (b"[", b"{")) - (token in (b"]", b"}"))
+        if depth > MAX_NESTING:
+            raise RowProblem("nested_too_deeply", f"over {MAX_NESTING} levels of lists and objects")
+
+
+# ---- Parquet --------------------------------------------------------------------------------------------------------
 
 
 def _chunk_parquet(name: str, path: Path) -> Iterator[RowChunk]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    try:
-        file = pq.ParquetFile(path)
-    except pa.ArrowInvalid as error:
-        raise DataError(f"{name}: {error}; a Parquet file is required") from error
     first = 1
-    for batch in file.iter_batches(batch_size=CHUNK_ROWS):
-        yield RowChunk(name, (first, batch))
-        first += batch.num_rows
+    try:
+        for batch in pq.ParquetFile(path).iter_batches(batch_size=CHUNK_ROWS):
+            yield RowChunk(name, (first, batch))
+            first += batch.num_rows
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{name}: {_one_line(error)}; a whole Parquet file is required") from error
+
+
+def _decode_batch(first: int, batch) -> Iterator[tuple[int, object, RowProblem | None]]:
+    try:
+        yield from [(first + offset, row, None) for offset, row in enumerate(batch.to_pylist())]
+    except ValueError:  # Writers of Parquet need not check that text is UTF-8, or that a date exists.
+        for offset in range(batch.num_rows):
+            try:
+                row, problem = batch.slice(offset, 1).to_pylist()[0], None
+            except ValueError as error:
+                row, problem = None, RowProblem("unreadable_value", str(error))
+            yield first + offset, row, problem
 
 
 # ---- datasets -------------------------------------------------------------------------------------------------------
@@ -190,6 +247,7 @@ def _load_from_folder(source: PreferenceSource):
     except FileNotFoundError as error:
         raise DataError(f"{source.name}: not a folder that save_to_disk wrote; required is {_ACCEPTED}") from error
     if isinstance(loaded, datasets.Dataset):
+        _refuse_split(source.name, source.split)
         return loaded
     split = source.split or (next(iter(loaded)) if len(loaded) == 1 else None)
     if split not in loaded:
@@ -204,9 +262,9 @@ def _load_from_hub(source: PreferenceSource):
 
     try:
         return datasets.load_dataset(source.default_source, split=source.split, revision=source.revision)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise DataError(
-            f"{source.name}: the hub did not give split {source.split!r}: {error}; required is {_ACCEPTED}"
+            f"{source.name}: the hub did not give split {source.split!r}: {_one_line(error)}; required is {_ACCEPTED}"
         ) from error
 
 
@@ -216,3 +274,7 @@ def _chunk_dataset(name: str, dataset) -> Iterator[RowChunk]:
         for batch in table.combine_chunks().to_batches():
             yield RowChunk(name, (first, batch))
             first += batch.num_rows
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
