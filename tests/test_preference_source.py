@@ -255,7 +255,7 @@ def test_items_of_any_type_and_size_come_out_of_an_array_as_they_are(tmp_path, m
 
 def damage(data, how):
     middle = len(data) // 2
-    return {"cut": data[:middle], "overwritten": data[:middle] + b"\x00" * 64 + data[middle + 64 :], "text": b"text"}[
+    return {"cut": data[:middle], "overwritten": data[:middle] + b"\xff" * 64 + data[middle + 64 :], "text": b"text"}[
         how
     ]
 
