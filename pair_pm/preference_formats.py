@@ -92,15 +92,20 @@ def recognise_format(where: str, rows: Iterable[object]) -> str:
 
 def _format_of_row(row: Mapping) -> str | None:
     sides = (row.get("chosen"), row.get("rejected"))
-    holds_whole_conversations = all(
-        isinstance(side, list) and side and isinstance(side[0], dict) and side[0].get("role") in ("user", "system")
-        for side in sides
-    )
+    first_roles = [_first_role(side) for side in sides]
     # Some sets (UltraFeedback's) repeat the first user message in a `prompt` column: the lists say it all.
-    if holds_whole_conversations:
+    if all(role in ("user", "system") for role in first_roles):
         return "standard"
-    if isinstance(row.get("prompt"), str | list) and all(isinstance(side, str | list) for side in sides):
+    # A list that is empty or starts otherwise is a bad row of either format: it must not decide for the table.
+    if isinstance(row.get("prompt"), str | list) and all(
+        isinstance(side, str) or role == "assistant" for side, role in zip(sides, first_roles, strict=True)
+    ):
         return "prompt"
     if all(isinstance(side, str) and side.startswith("\n\nHuman:") for side in sides):
         return "anthropic"
     return None
+
+
+def _first_role(messages: object) -> str | None:
+    has_one = isinstance(messages, list) and messages and isinstance(messages[0], dict)
+    return messages[0].get("role") if has_one and isinstance(messages[0].get("role"), str) else None
