@@ -5,7 +5,7 @@ the assistant's; optional are `id`, `source`, `subset`, `label: "tie"` and `prob
 """
 
 import hashlib
-import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -191,10 +191,12 @@ def check_margin(row: Mapping, columns: tuple[str, str], minimum: float) -> None
     """
     scores = [row.get(column) for column in columns]
     for column, score in zip(columns, scores, strict=True):
-        if isinstance(score, bool) or not isinstance(score, int | float) or not math.isfinite(score):
+        is_number = isinstance(score, int | float) and not isinstance(score, bool)
+        if not is_number or not abs(score) <= sys.float_info.max:  # JSON has NaN, and integers beyond any float
             raise RowProblem("no_margin", f"{column} is {score!r}; a number is required")
-    if scores[0] - scores[1] < minimum:
-        raise RowProblem("small_margin", f"{columns[0]} - {columns[1]} = {scores[0] - scores[1]:g}, under {minimum:g}")
+    margin = float(scores[0]) - float(scores[1])
+    if margin < minimum:
+        raise RowProblem("small_margin", f"{columns[0]} - {columns[1]} = {margin:g}, under {minimum:g}")
 
 
 # ---- rendering and draws --------------------------------------------------------------------------------------------
@@ -251,10 +253,11 @@ def digest_pair(context: str, first: str, second: str) -> bytes:
 def is_held_out(pair: PreferencePair, fraction: float, seed: int) -> bool:
     """Return whether the pair belongs to the evaluation split: decided by its first user message alone.
 
-    Splitting by whole contexts would leak: one opening message stands in front of several conversations.
+    Splitting by whole contexts would leak: one opening message stands in front of several conversations. It counts
+    as the prompt shows it, so that no spelling of it falls on the other side.
     """
     first_user = next(message["content"] for message in pair.messages if message["role"] == "user")
-    return _draw(first_user.encode(), seed, b"held out") < fraction * 2**64
+    return _draw(neutralise(first_user).strip().encode(), seed, b"held out") < fraction * 2**64
 
 
 def _draw(data: bytes, seed: int, domain: bytes) -> int:
