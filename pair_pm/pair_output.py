@@ -1,11 +1,14 @@
 """Writers of A/B rows: JSON lines, Parquet, or a `save_to_disk` folder, by the output's name."""
 
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from pair_pm.errors import DataError, OutputExistsError
+
+_BLOCK_BYTES = 8 << 20
 
 
 @dataclass(frozen=True)
@@ -38,9 +41,15 @@ def name_output(output: str) -> OutputPaths:
         summary=main.with_name(f"{main.stem}.summary.json"),
     )
     for path in (paths.main, paths.held_out):
-        if path.is_dir() and any(path.iterdir()) and not (path / "dataset_info.json").exists():
+        if path.is_dir() and (paths.kind != "folder" or not _is_replaceable(path)):
             raise OutputExistsError(f"{path}: a folder that save_to_disk did not write; an unused name is required")
+        if path.is_file() and paths.kind == "folder":
+            raise OutputExistsError(f"{path}: a file, where a folder is to be written; an unused name is required")
     return paths
+
+
+def _is_replaceable(folder: Path) -> bool:
+    return (folder / "dataset_info.json").exists() or not any(folder.iterdir())
 
 
 @contextmanager
@@ -61,8 +70,8 @@ def _open_jsonl(path: Path):
 def _open_parquet(path: Path):
     import pyarrow.parquet as pq
 
-    with pq.ParquetWriter(path, _schema()) as writer:
-        yield lambda lines: writer.write_table(_to_table(lines))
+    with pq.ParquetWriter(path, _schema()) as writer, _in_blocks(writer) as write:
+        yield write
 
 
 @contextmanager
@@ -71,12 +80,42 @@ def _open_folder(path: Path):
     import pyarrow as pa
 
     stream = path.with_name(path.name + ".arrow")
-    with pa.OSFile(str(stream), "wb") as file, pa.ipc.new_stream(file, _schema()) as writer:
-        yield lambda lines: writer.write_table(_to_table(lines))
+    hasher = hashlib.blake2b(digest_size=8)
+
+    def write_hashed(lines: bytes) -> None:
+        hasher.update(lines)
+        write(lines)
+
+    with (
+        pa.OSFile(str(stream), "wb") as file,
+        pa.ipc.new_stream(file, _schema()) as writer,
+        _in_blocks(writer) as write,
+    ):
+        yield write_hashed
     table = datasets.table.MemoryMappedTable.from_file(str(stream))
-    # The default fingerprint holds the time of the file: the same rows would not give the same folder.
-    datasets.Dataset(table, fingerprint="pair_pm").save_to_disk(str(path))
+    # `datasets` caches what is computed from a table under its fingerprint. The default one holds the time of the
+    # file, so that the same rows would not give the same folder; this one tells other rows apart.
+    datasets.Dataset(table, fingerprint=hasher.hexdigest()).save_to_disk(str(path))
     stream.unlink()
+
+
+@contextmanager
+def _in_blocks(writer) -> Iterator:
+    """Collect lines into tables of some size: a row group of the few rows that a chunk leaves reads slowly."""
+    pending = []
+
+    def flush() -> None:
+        writer.write_table(_to_table(b"".join(pending)))
+        pending.clear()
+
+    def write(lines: bytes) -> None:
+        pending.append(lines)
+        if sum(map(len, pending)) >= _BLOCK_BYTES:
+            flush()
+
+    yield write
+    if pending:
+        flush()
 
 
 def _schema():
