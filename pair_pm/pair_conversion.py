@@ -1,6 +1,7 @@
 """One chunk of preference rows into A/B rows: the work that may run in several processes."""
 
 import json
+import re
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import islice
@@ -9,6 +10,8 @@ from pair_pm.preference import PreferencePair, RenderedPair, RowProblem, check_m
 from pair_pm.preference_formats import PARSERS
 from pair_pm.preference_source import RowChunk
 from pair_pm.prompt import render_prompt
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -101,7 +104,7 @@ def convert_chunk(chunk: RowChunk, format: str, default_source: str, options: Co
                 raise problem
             if not isinstance(row, dict):
                 raise RowProblem("not_an_object", f"the row is {type(row).__name__}")
-            source = row["source"] if isinstance(row.get("source"), str) and row["source"] else default_source
+            source = _read_source(row) or default_source
             candidates.append(_render_row(number, source, row, format, options))
         except RowProblem as found:
             converted.bad.append(BadRow(number, source, found, row))
@@ -113,6 +116,13 @@ def convert_chunk(chunk: RowChunk, format: str, default_source: str, options: Co
             converted.pairs.append(_to_converted_pair(candidate, tokens, options))
     converted.bad.sort(key=lambda bad: bad.number)
     return converted
+
+
+def _read_source(row: dict) -> str | None:
+    """Return the source that a row states, if it can name counts: a string that can be printed."""
+    source = row.get("source")
+    # JSON can hold half a surrogate pair, which no file and no terminal takes.
+    return source if isinstance(source, str) and not _SURROGATE.search(source) else None
 
 
 def _render_row(number: int, source: str, row: dict, format: str, options: ConversionOptions) -> _Candidate:

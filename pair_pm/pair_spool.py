@@ -38,7 +38,7 @@ class PairSpool:
         pairs = converted.pairs
         values = {
             "name": [name] * len(pairs),
-            "row": [json.dumps(pair.row) for pair in pairs],
+            "row": [json.dumps(pair.row, default=str) for pair in pairs],
             **{
                 column: [getattr(pair, column) for pair in pairs]
                 for column in ("number", "source", "id", "subset", "prob_a", "lines")
