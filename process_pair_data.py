@@ -7,6 +7,7 @@
 
 import argparse
 import shlex
+import signal
 import sys
 
 from pair_pm.errors import PairPMError
@@ -30,7 +31,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         help="columns of the two scores (default: chosen_score,rejected_score)")  # fmt: skip
     add("--tokenizer", metavar="NAME_OR_PATH", help="count tokens through this model's chat template")
     add("--max-length", type=int, metavar="N", help="drop rows whose whole training sequence is longer; never cut")
-    add("--seed", type=int, default=42, help="of the position draw and the evaluation split (default: 42)")
+    add("--seed", type=_seed, default=42, help="of the position draw and the evaluation split (default: 42)")
     add("--strict", action="store_true", help="stop at the first defective row")
     add("--rejects", metavar="FILE", help="write the dropped rows, each with its reason, as JSON lines")
     add("--num-proc", type=int, default=1, metavar="N", help="processes; the output is the same for any number")
@@ -48,6 +49,13 @@ def _fraction(text: str) -> float:
     value = float(text)
     if not 0 <= value < 1:
         raise argparse.ArgumentTypeError(f"{text} is not a share from 0 to under 1")
+    return value
+
+
+def _seed(text: str) -> int:
+    value = int(text)
+    if not -(2**63) <= value < 2**63:
+        raise argparse.ArgumentTypeError(f"{text} does not fit into 64 bits")
     return value
 
 
@@ -88,11 +96,15 @@ def main(argv: list[str] | None = None) -> int:
         print(summary.to_table())
         if arguments.push_to_hub:
             push_to_hub(arguments.output, arguments.push_to_hub, private=arguments.private)
-    except PairPMError as error:
+    except (PairPMError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
     return 0
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unwinds, so that the temporary folder goes
     sys.exit(main())

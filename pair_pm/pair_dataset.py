@@ -8,9 +8,8 @@ all of it is whole.
 import json
 import os
 import shutil
-import signal
 import tempfile
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
@@ -19,13 +18,14 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pair_pm.errors import DataError, OutputExistsError
-from pair_pm.pair_conversion import BadRow, ConversionOptions, ConvertedChunk, convert_chunk
+from pair_pm.errors import DataError, OutputExistsError, PairPMError
+from pair_pm.pair_conversion import BadRow, ConversionOptions, convert_chunk
 from pair_pm.pair_output import OutputPaths, name_output, open_output
 from pair_pm.pair_spool import PairSpool
+from pair_pm.pair_workers import open_workers
 from pair_pm.preference import RowProblem
 from pair_pm.preference_formats import recognise_format
-from pair_pm.preference_source import RowChunk, open_source
+from pair_pm.preference_source import PreferenceSource, open_source
 
 if TYPE_CHECKING:
     import numpy as np
@@ -108,7 +108,7 @@ def build_pair_dataset(
         command: What the summary gives as its origin.
     Raises:
         DataError: a table cannot be read, nothing is left, or `strict` met a defective row.
-        OutputExistsError: an output's name is taken by something else.
+        OutputExistsError: an output's name is taken by something else, or by an input.
     """
     paths = name_output(output)
     if not options.eval_fraction and paths.held_out.exists():
@@ -117,6 +117,7 @@ def build_pair_dataset(
             "no held-out file is required where none is written; remove it or choose another --output"
         )
     sources = [open_source(name) for name in names]
+    _refuse_overwriting(sources, paths, rejects)
     summary = BuildSummary()
     with _workspace(paths.main) as workspace, ExitStack() as stack:
         reject = stack.enter_context(_open_rejects(rejects and workspace / "rejects.jsonl"))
@@ -139,7 +140,7 @@ def _convert_all(sources, options, num_proc, strict, spool, reject, summary) -> 
     from pair_pm.pair_index import PairIndex
 
     index = PairIndex()
-    with _open_pool(num_proc) as pool, spool.writing(), tqdm(unit=" rows", unit_scale=True, disable=None) as progress:
+    with open_workers(num_proc) as map_in_order, spool.writing(), tqdm(unit=" rows", disable=None) as progress:
         for source in sources:
             progress.set_description(source.default_source)
             chunks = source.chunks()
@@ -149,47 +150,13 @@ def _convert_all(sources, options, num_proc, strict, spool, reject, summary) -> 
             format = recognise_format(source.name, (row for _, row, _ in head.decode()))
             summary.formats[source.name] = format
             convert = partial(convert_chunk, format=format, default_source=source.default_source, options=options)
-            for converted in _map_in_order(pool, convert, chain([head], chunks), num_proc):
+            for converted in map_in_order(convert, chain([head], chunks)):
                 summary.rows_read[source.name] += converted.rows
                 _account_bad_rows(source.name, converted.bad, strict, reject, summary)
                 index.add(converted.pairs)
                 spool.append(source.name, converted)
                 progress.update(converted.rows)
     return index
-
-
-@contextmanager
-def _open_pool(num_proc: int) -> Iterator:
-    if num_proc == 1:
-        yield None
-        return
-    import multiprocessing
-    from concurrent.futures import ProcessPoolExecutor
-
-    pool = ProcessPoolExecutor(
-        num_proc,
-        multiprocessing.get_context("spawn"),
-        initializer=signal.signal,
-        initargs=(signal.SIGINT, signal.SIG_IGN),
-    )
-    try:
-        yield pool
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _map_in_order(pool, convert, chunks: Iterator[RowChunk], num_proc: int) -> Iterator[ConvertedChunk]:
-    """Yield the converted chunks in order, with only a few in flight, so that memory stays flat."""
-    if pool is None:
-        yield from map(convert, chunks)
-        return
-    in_flight = deque()
-    for chunk in chunks:
-        in_flight.append(pool.submit(convert, chunk))
-        if len(in_flight) > 2 * num_proc:
-            yield in_flight.popleft().result()
-    while in_flight:
-        yield in_flight.popleft().result()
 
 
 def _account_bad_rows(name: str, bad_rows: Sequence[BadRow], strict: bool, reject, summary: BuildSummary) -> None:
@@ -258,6 +225,15 @@ def _filter(column, members: "np.ndarray") -> list:
 # ---- files ----------------------------------------------------------------------------------------------------------
 
 
+def _refuse_overwriting(sources: Sequence[PreferenceSource], paths: OutputPaths, rejects: str | None) -> None:
+    taken = {source.path.resolve(): f"the data set {source.name}" for source in sources if source.path}
+    written = {"--output": paths.main, "the held-out split": paths.held_out, "the summary": paths.summary}
+    for what, path in {**written, **({"--rejects": Path(rejects)} if rejects else {})}.items():
+        other = taken.setdefault(path.resolve(), what)
+        if other != what:
+            raise OutputExistsError(f"{path}: {what} would replace {other}; a name of its own is required")
+
+
 @contextmanager
 def _workspace(output: Path) -> Iterator[Path]:
     """Yield a temporary folder beside the output, on the same file system, so that a rename publishes from it."""
@@ -279,7 +255,7 @@ def _open_rejects(path: Path | None) -> Iterator:
         def reject(name: str, number: int, source: str, problem: RowProblem, row: object) -> None:
             where = {"where": f"{name}:{number}", "source": source, "reason": problem.reason, "detail": problem.detail}
             # Escaped, because a rejected row may hold what UTF-8 cannot: a lone surrogate.
-            file.write(json.dumps({**where, "row": row}) + "\n")
+            file.write(json.dumps({**where, "row": row}, default=str) + "\n")  # Parquet rows may hold dates and bytes
 
         yield reject
 
@@ -298,7 +274,11 @@ def _write_summary(summary: BuildSummary, options: ConversionOptions, command: s
 
 
 def push_to_hub(output: str, name: str, *, private: bool) -> None:
-    """Upload a written A/B data set, its held-out split as the split "eval"."""
+    """Upload a written A/B data set, its held-out split as the split "eval".
+
+    Raises:
+        PairPMError: the hub cannot be reached or refuses.
+    """
     import datasets
 
     paths = name_output(output)
@@ -307,7 +287,11 @@ def push_to_hub(output: str, name: str, *, private: bool) -> None:
         splits = datasets.DatasetDict({split: datasets.load_from_disk(path) for split, path in files.items()})
     else:
         splits = datasets.load_dataset("json" if paths.kind == "jsonl" else "parquet", data_files=files)
-    splits.push_to_hub(name, private=private)
+    try:
+        splits.push_to_hub(name, private=private)
+    except (OSError, ValueError) as error:
+        found = " ".join(str(error).split())
+        raise PairPMError(f"{name}: the hub did not take the data set: {found}; it is whole in {output}") from error
 
 
 def _publish(workspace: Path, paths: OutputPaths, rejects: str | None) -> None:
@@ -320,5 +304,6 @@ def _publish(workspace: Path, paths: OutputPaths, rejects: str | None) -> None:
         fresh = workspace / path.name
         if fresh.exists():
             if path.is_dir():
-                shutil.rmtree(path)
+                # Aside first, to go with the workspace: removing a large folder in place can be interrupted.
+                os.replace(path, workspace / f"{path.name}.earlier")
             os.replace(fresh, path)
