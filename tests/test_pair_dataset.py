@@ -396,6 +396,72 @@ def test_an_empty_split_is_an_error(tmp_path):
         build(tmp_path, [make_row(0)], eval_fraction=1e-9)
 
 
+# ---- lengths in tokens ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def byte_tokenizer(tmp_path_factory):
+    """A folder with a tokenizer of one token a byte, and a template that adds four: <|u|> … <|a|> label <|e|>."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={character: index for index, character in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<|u|>", "<|a|>", "<|e|>"])
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|e|>", pad_token="<|e|>")
+    fast.chat_template = (
+        "{% for message in messages %}{{ '<|u|>' if message['role'] == 'user' else '<|a|>' }}{{ message['content'] }}"
+        "{{ '<|e|>' if message['role'] == 'assistant' }}{% endfor %}"
+    )
+    folder = tmp_path_factory.mktemp("byte_tokenizer")
+    fast.save_pretrained(folder)
+    return str(folder)
+
+
+def length_of(row):
+    return len(row["messages"][0]["content"].encode()) + 4
+
+
+@pytest.mark.parametrize("both_orders", [False, True])
+def test_rows_over_the_maximum_length_are_dropped_whole_and_counted(tmp_path, byte_tokenizer, both_orders):
+    source = [make_row(number, "é" * number) for number in range(1, 100)]
+    rows = build_rows(tmp_path, source, both_orders=both_orders)
+    limit = sorted(map(length_of, rows))[len(rows) // 2]
+    summary = build(tmp_path, source, both_orders=both_orders, tokenizer=byte_tokenizer, max_length=limit)
+    kept = read_lines(tmp_path / "x.jsonl")
+    assert kept == [row for row in rows if length_of(row) <= limit]  # a row of just this length stays
+    assert dropped(summary) == {"too_long": 99 - len(kept) // (1 + both_orders)}
+    assert summary.lengths["tokens"]["p100"] == limit
+
+
+def test_a_tokenizer_alone_drops_nothing_and_reports_lengths(tmp_path, byte_tokenizer):
+    summary = build(tmp_path, [make_row(number) for number in range(10)], tokenizer=byte_tokenizer)
+    (length,) = {length_of(row) for row in read_lines(tmp_path / "x.jsonl")}
+    assert set(summary.lengths["tokens"].values()) == {length}
+    assert "length in tokens: p5 " in summary.to_table()
+
+
+def test_strict_does_not_stop_at_a_long_row(tmp_path, byte_tokenizer):
+    rows = [make_row(0), make_row(1, "long " * 99)]
+    assert dropped(build(tmp_path, rows, strict=True, tokenizer=byte_tokenizer, max_length=150)) == {"too_long": 1}
+
+
+def test_lengths_are_the_same_from_any_number_of_processes(tmp_path, byte_tokenizer):
+    source = [make_row(number, "é" * (number % 90 + 1)) for number in range(1100)]
+    outputs = []
+    for num_proc in (1, 2):
+        summary = build(tmp_path, source, num_proc=num_proc, tokenizer=byte_tokenizer, max_length=200)
+        outputs.append((summary.to_table(), (tmp_path / "x.jsonl").read_bytes()))
+    assert outputs[0] == outputs[1]
+
+
+def test_a_tokenizer_that_is_not_there_is_an_error(tmp_path):
+    with pytest.raises(PairPMError, match="nowhere"):
+        build(tmp_path, [make_row(0)], tokenizer=str(tmp_path / "nowhere"))
+
+
 # ---- outputs --------------------------------------------------------------------------------------------------------
 
 
