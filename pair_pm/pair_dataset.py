@@ -124,7 +124,12 @@ def build_pair_dataset(
         spool = PairSpool(workspace / "spool.arrow")
         index = _convert_all(sources, options, num_proc, strict, spool, reject, summary)
         kept = _drop_repeats(index, spool, reject, summary)
-        _write_kept(index, kept, spool, paths, workspace, options, summary)
+        try:
+            _write_kept(index, kept, spool, paths, workspace, options, summary)
+        except DataError:
+            stack.close()
+            _publish_rejects(workspace, rejects)  # where nothing is left, the reasons are what the user needs
+            raise
         stack.close()
         _write_summary(summary, options, command, workspace / "summary.json")
         _publish(workspace, paths, rejects)
@@ -296,9 +301,7 @@ def push_to_hub(output: str, name: str, *, private: bool) -> None:
 
 def _publish(workspace: Path, paths: OutputPaths, rejects: str | None) -> None:
     """Rename into place, the data last: where it is, all of it is."""
-    if rejects:
-        Path(rejects).parent.mkdir(parents=True, exist_ok=True)
-        shutil.move(workspace / "rejects.jsonl", rejects)
+    _publish_rejects(workspace, rejects)
     os.replace(workspace / "summary.json", paths.summary)
     for path in (paths.held_out, paths.main):
         fresh = workspace / path.name
@@ -307,3 +310,9 @@ def _publish(workspace: Path, paths: OutputPaths, rejects: str | None) -> None:
                 # Aside first, to go with the workspace: removing a large folder in place can be interrupted.
                 os.replace(path, workspace / f"{path.name}.earlier")
             os.replace(fresh, path)
+
+
+def _publish_rejects(workspace: Path, rejects: str | None) -> None:
+    if rejects:
+        Path(rejects).parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(workspace / "rejects.jsonl", rejects)

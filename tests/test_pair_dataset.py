@@ -278,6 +278,14 @@ def test_nothing_left_is_an_error_with_the_reasons(tmp_path):
         build(tmp_path, [make_row(0, label="tie"), make_row(1, label="tie"), make_row(2, "same", "same")])
 
 
+def test_rejects_are_written_where_nothing_is_left(tmp_path):
+    rejects = tmp_path / "rejects.jsonl"
+    with pytest.raises(DataError, match="no pair is left"):
+        build(tmp_path, [make_row(0, label="tie")], rejects=rejects)
+    assert [reject["reason"] for reject in read_lines(rejects)] == ["tie"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["input.jsonl", "rejects.jsonl"]
+
+
 def test_an_empty_file_is_an_error(tmp_path):
     with pytest.raises(DataError, match=r"input\.jsonl: holds no row"):
         build(tmp_path, [])
@@ -676,10 +684,12 @@ def test_the_system_messages_of_dpo_demo_are_turns(shared_dir, tmp_path):
 
 def test_the_excluded_rows_of_pandalm_are_all_dropped(shared_dir, tmp_path):
     source = shared_dir / "data" / "pandalm-testset.excluded.jsonl"
-    with pytest.raises(DataError, match="no pair is left for train") as error:
-        build_pair_dataset([str(source)], str(tmp_path / "x.jsonl"), ConversionOptions())
-    counts = [int(part.split()[-1]) for part in str(error.value).split("dropped: ")[1].split(")")[0].split(", ")]
-    assert sum(counts) == 60
+    rejects = tmp_path / "rejects.jsonl"
+    with pytest.raises(DataError, match="no pair is left for train"):
+        build_pair_dataset([str(source)], str(tmp_path / "x.jsonl"), ConversionOptions(), rejects=rejects)
+    reasons = Counter(reject["reason"] for reject in read_lines(rejects))
+    assert sum(reasons.values()) == 60
+    assert set(reasons) <= {"empty_response", "content_not_string"}
 
 
 def test_votes_become_targets(shared_dir, tmp_path):
