@@ -41,7 +41,7 @@ BATCH = 1000
 # ---- input ----------------------------------------------------------------------------------------------------------
 
 
-def generate(path: Path, rows: int) -> None:
+def generate(path: str, rows: int) -> None:
     """Write standard-format rows of 1 to 1.5 KB: one to three turns, some text that is not ASCII, 1% repeats."""
     rng = random.Random(20240513)
     words = ["".join(rng.choices(SYLLABLES, k=rng.randint(1, 3))) for _ in range(5000)]
@@ -53,7 +53,7 @@ def generate(path: Path, rows: int) -> None:
         return " ".join(text) + "."
 
     repeatable = []
-    with path.open("w", encoding="utf-8") as file:
+    with open(path, "w", encoding="utf-8") as file:
         for number in range(rows):
             if repeatable and rng.random() < 0.01:
                 row = rng.choice(repeatable)
@@ -71,7 +71,7 @@ def generate(path: Path, rows: int) -> None:
             file.write(json.dumps({"id": str(number), "source": "generated", **row}, ensure_ascii=False) + "\n")
 
 
-def train_tokenizer(data: Path, folder: Path) -> None:
+def train_tokenizer(data: str, folder: str) -> None:
     """Train a byte-level BPE of 8,000 tokens on the first rows and save it with a chat template."""
     from itertools import islice
 
@@ -85,7 +85,7 @@ def train_tokenizer(data: Path, folder: Path) -> None:
     trainer = trainers.BpeTrainer(
         vocab_size=8000, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
     )
-    with data.open(encoding="utf-8") as file:
+    with open(data, encoding="utf-8") as file:
         texts = [message["content"] for line in islice(file, 5000) for message in json.loads(line)["chosen"]]
     tokenizer.train_from_iterator(texts, trainer)
     fast = PreTrainedTokenizerFast(
@@ -155,12 +155,21 @@ def run_tokenizer(pairs: str, tokenizer: str) -> float:
     return time.perf_counter() - began
 
 
-WAYS = {"ours": run_ours, "plain": run_plain, "tokenizer": run_tokenizer}
+WORK = {
+    "generate": generate,
+    "train_tokenizer": train_tokenizer,
+    "ours": run_ours,
+    "plain": run_plain,
+    "tokenizer": run_tokenizer,
+}
 
 
-def measure(way: str, *arguments: object) -> dict[str, float]:
-    """Return the seconds and the peak memory in MB of one way in a fresh process."""
-    command = [sys.executable, __file__, "--measure", json.dumps([way, *arguments])]
+def measure(work: str, *arguments: object) -> dict[str, float]:
+    """Return the seconds and the peak memory in MB of one piece of work in a fresh process.
+
+    The process that calls this must stay small: a child's `ru_maxrss` starts at what its parent held.
+    """
+    command = [sys.executable, __file__, "--measure", json.dumps([work, *arguments])]
     result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(result.stdout.splitlines()[-1])
 
@@ -191,8 +200,8 @@ def main() -> int:
     parser.add_argument("--measure", help=argparse.SUPPRESS)  # what `measure` starts
     arguments = parser.parse_args()
     if arguments.measure:
-        way, *rest = json.loads(arguments.measure)
-        seconds = WAYS[way](*rest)
+        work, *rest = json.loads(arguments.measure)
+        seconds = WORK[work](*rest)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         print(json.dumps({"seconds": seconds, "peak_mb": peak}))
         return 0
@@ -200,9 +209,9 @@ def main() -> int:
     with tempfile.TemporaryDirectory(dir=".") as name:
         folder = Path(name)
         small, large, tokenizer = folder / "small.jsonl", folder / "large.jsonl", str(folder / "tokenizer")
-        generate(small, rows)
-        generate(large, 4 * rows)
-        train_tokenizer(small, Path(tokenizer))
+        measure("generate", str(small), rows)
+        measure("generate", str(large), 4 * rows)
+        measure("train_tokenizer", str(small), tokenizer)
         print(f"{small.stat().st_size / rows:,.0f} bytes a row", flush=True)
         peaks = [measure("ours", str(data), str(folder / "ours.jsonl"), 1)["peak_mb"] for data in (small, large)]
         large.unlink()
