@@ -11,6 +11,7 @@ from pair_pm.preference_formats import PARSERS
 from pair_pm.preference_source import RowChunk
 from pair_pm.prompt import render_prompt
 
+_TO_JSON = json.JSONEncoder(ensure_ascii=False).encode
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -187,4 +188,4 @@ def _to_json(candidate: _Candidate, order: RenderedPair, prompt: str) -> str:
         "source": candidate.source,
         "subset": candidate.pair.subset,
     }
-    return json.dumps(row, ensure_ascii=False) + "\n"
+    return _TO_JSON(row) + "\n"

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from itertools import chain
+from itertools import chain, compress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -121,7 +121,7 @@ def build_pair_dataset(
     summary = BuildSummary()
     with _workspace(paths.main) as workspace, ExitStack() as stack:
         reject = stack.enter_context(_open_rejects(rejects and workspace / "rejects.jsonl"))
-        spool = PairSpool(workspace / "spool.arrow")
+        spool = PairSpool(workspace / "spool")
         index = _convert_all(sources, options, num_proc, strict, spool, reject, summary)
         kept = _drop_repeats(index, spool, reject, summary)
         try:
@@ -178,17 +178,17 @@ def _account_bad_rows(name: str, bad_rows: Sequence[BadRow], strict: bool, rejec
 def _drop_repeats(index: "PairIndex", spool: PairSpool, reject, summary: BuildSummary) -> "np.ndarray":
     """Return which pairs stay, bool, shape (pairs,); count and report those that do not."""
     contradictory, duplicate = index.find_repeats(lambda wanted: spool.read(wanted, "source", "id", "subset", "prob_a"))
-    dropped = (contradictory | duplicate).nonzero()[0]
-    columns = ("name", "number", "source", "id", "row")
-    for pair, (name, number, source, _, row) in zip(dropped, spool.read(dropped, *columns), strict=True):
+    dropped = contradictory | duplicate
+    rows = spool.read(dropped, "name", "number", "source", "row")
+    for pair, (name, number, source, row) in zip(dropped.nonzero()[0], rows, strict=True):
         problem = (
             RowProblem("contradictory", "the same pair stands elsewhere with another verdict")
             if contradictory[pair]
             else RowProblem("duplicate", "the same pair stands elsewhere with a smaller source or id")
         )
         summary.count_dropped(source, problem.reason)
-        reject(name, number, source, problem, json.loads(row))
-    return ~(contradictory | duplicate)
+        reject(name, number, source, problem, row)
+    return ~dropped
 
 
 def _write_kept(index, kept, spool, paths, workspace, options, summary) -> None:
@@ -209,22 +209,16 @@ def _write_kept(index, kept, spool, paths, workspace, options, summary) -> None:
             (members, stack.enter_context(open_output(paths.kind, workspace / name)))
             for members, name in splits.values()
         ]
-        for start, batch in spool.batches():
-            summary.pairs_kept.update(_filter(batch["source"], kept[start : start + batch.num_rows]))
+        for start, batch in spool.batches("lines"):
+            chunk = slice(start, start + len(batch["lines"]))
+            summary.pairs_kept.update(compress(batch["source"], kept[chunk].tolist()))
             for members, write in writers:
-                lines = _filter(batch["lines"], members[start : start + batch.num_rows])
-                if lines:
-                    write(b"".join(lines))
+                if members[chunk].any():
+                    write(b"".join(compress(batch["lines"], members[chunk].tolist())))
     summary.pairs_neutralised = int((kept & index.neutralised).sum())
     summary.label_a_share = 0.5 if options.both_orders else float(index.label_a[kept].mean())
     for unit in ("chars", "tokens") if options.tokenizer else ("chars",):
         summary.lengths[unit] = index.length_percentiles(unit, kept)
-
-
-def _filter(column, members: "np.ndarray") -> list:
-    import pyarrow as pa
-
-    return column.filter(pa.array(members)).to_pylist()
 
 
 # ---- files ----------------------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """What the first pass remembers of each pair: a digest and a few numbers, under 40 bytes; and what follows from it."""
 
 from array import array
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
@@ -58,14 +58,14 @@ class PairIndex:
         ranks = (5, 25, 50, 75, 95, 99, 100)
         return {f"p{rank}": int(np.percentile(lengths, rank, method="lower")) for rank in ranks}
 
-    def find_repeats(self, read_keys: Callable[[np.ndarray], Sequence[tuple]]) -> tuple[np.ndarray, np.ndarray]:
+    def find_repeats(self, read_keys: Callable[[np.ndarray], Iterable[tuple]]) -> tuple[np.ndarray, np.ndarray]:
         """Return which pairs go because their group contradicts itself, and which because another pair stays.
 
         A group is one context with the same two responses. With more than one verdict in it the whole group goes;
         otherwise the pair with the smallest key stays, so the order of the input has no say.
 
         Args:
-            read_keys: Given ascending indices of pairs, returns their keys, each (source, id, …).
+            read_keys: Given which pairs, bool, shape (pairs,), returns their keys in order, each (source, id, …).
         Returns: Two bool arrays, shape (pairs,).
         """
         order, starts, sizes = self._groups()
@@ -79,8 +79,7 @@ class PairIndex:
 
         in_repeat = np.zeros(len(self), bool)
         in_repeat[order] = np.repeat((sizes > 1) & ~disagrees, sizes)
-        repeated = np.flatnonzero(in_repeat)
-        keys = dict(zip(repeated.tolist(), read_keys(repeated), strict=True)) if len(repeated) else {}
+        keys = dict(zip(np.flatnonzero(in_repeat).tolist(), read_keys(in_repeat), strict=True))
         for group in np.flatnonzero((sizes > 1) & ~disagrees):
             members = order[starts[group] : starts[group] + sizes[group]].tolist()
             kept = min(members, key=lambda member: (keys[member], member))

@@ -1,8 +1,9 @@
 """Converted pairs on disk between the two passes, so that memory does not grow with their text."""
 
-import json
+import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import compress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,62 +12,53 @@ from pair_pm.pair_conversion import ConvertedChunk
 if TYPE_CHECKING:
     import numpy as np
 
+_LIGHT = ("number", "source", "id", "subset", "prob_a")
+_HEAVY = ("lines", "row")
+
 
 class PairSpool:
-    """The text of the converted pairs on disk, one Arrow batch a chunk."""
+    """The converted pairs on disk, chunk by chunk: their light columns, then their text, which a reader may skip.
+
+    Pickles rather than a table format: nothing is faster, and `pyarrow` need not be imported.
+    """
 
     def __init__(self, path: Path):
-        import pyarrow as pa
-
         self._path = path
-        text = pa.string()
-        columns = [("name", text), ("number", pa.int64()), ("source", text), ("id", text), ("subset", text)]
-        self._schema = pa.schema([*columns, ("prob_a", pa.float64()), ("row", text), ("lines", pa.large_binary())])
+        self._chunks = 0
 
     @contextmanager
     def writing(self) -> Iterator[None]:
         """Open for `append`."""
-        import pyarrow as pa
-
-        with pa.OSFile(str(self._path), "wb") as file, pa.ipc.new_file(file, self._schema) as self._writer:
+        with self._path.open("wb") as self._file:
             yield
 
     def append(self, name: str, converted: ConvertedChunk) -> None:
         """Write the pairs of a chunk of the data set `name`."""
-        import pyarrow as pa
+        light, heavy = (
+            {column: [getattr(pair, column) for pair in converted.pairs] for column in columns}
+            for columns in (_LIGHT, _HEAVY)
+        )
+        light["name"] = [name] * len(converted.pairs)
+        text = pickle.dumps(heavy, pickle.HIGHEST_PROTOCOL)
+        pickle.dump((light, len(text)), self._file, pickle.HIGHEST_PROTOCOL)
+        self._file.write(text)
+        self._chunks += 1
 
-        pairs = converted.pairs
-        values = {
-            "name": [name] * len(pairs),
-            "row": [json.dumps(pair.row, default=str) for pair in pairs],
-            **{
-                column: [getattr(pair, column) for pair in pairs]
-                for column in ("number", "source", "id", "subset", "prob_a", "lines")
-            },
-        }
-        self._writer.write_batch(pa.RecordBatch.from_pydict(values, self._schema))
-
-    def batches(self, *columns: str) -> Iterator[tuple]:
-        """Yield ``(index of its first pair, batch)``, with these columns or all."""
-        import pyarrow as pa
-
-        wanted = [self._schema.get_field_index(column) for column in columns] or None
+    def batches(self, *columns: str) -> Iterator[tuple[int, dict[str, list]]]:
+        """Yield ``(index of its first pair, columns)`` for each chunk, with at least these columns."""
         start = 0
-        with pa.OSFile(str(self._path)) as file:
-            reader = pa.ipc.open_file(file, options=pa.ipc.IpcReadOptions(included_fields=wanted))
-            for number in range(reader.num_record_batches):
-                batch = reader.get_batch(number)
+        with self._path.open("rb") as file:
+            for _ in range(self._chunks):
+                batch, size = pickle.load(file)
+                if set(columns) & set(_HEAVY):
+                    batch |= pickle.load(file)
+                else:
+                    file.seek(size, 1)
                 yield start, batch
-                start += batch.num_rows
+                start += len(batch["name"])
 
-    def read(self, pairs: "np.ndarray", *columns: str) -> Iterator[tuple]:
-        """Yield these columns of the pairs with these ascending indices."""
-        import numpy as np
-        import pyarrow as pa
-
-        if not len(pairs):
-            return
+    def read(self, wanted: "np.ndarray", *columns: str) -> Iterator[tuple]:
+        """Yield these columns of the wanted pairs; `wanted` is bool, shape (pairs,)."""
         for start, batch in self.batches(*columns):
-            first, last = np.searchsorted(pairs, (start, start + batch.num_rows))
-            taken = batch.take(pa.array(pairs[first:last] - start))
-            yield from zip(*(taken[column].to_pylist() for column in columns), strict=True)
+            members = wanted[start : start + len(batch["name"])].tolist()
+            yield from compress(zip(*(batch[column] for column in columns), strict=True), members)

@@ -207,7 +207,7 @@ def test_an_interrupted_run_leaves_an_earlier_output_whole_and_no_process(tmp_pa
     large = tmp_path / "input.jsonl"
     large.write_text("".join(json.dumps(make_row(number)) + "\n" for number in range(100_000)))
     process = start("--dataset", large, "--output", output, "--num-proc", "2")
-    wait_until(lambda: any(path.stat().st_size > 100_000 for path in tmp_path.glob(".x.jsonl.*/spool.arrow")))
+    wait_until(lambda: any(path.stat().st_size > 100_000 for path in tmp_path.glob(".x.jsonl.*/spool")))
     children = children_of(process.pid)
     os.kill(process.pid, sent)
     _, error = process.communicate(timeout=20)
