@@ -19,6 +19,7 @@ _NAMED_PADS = ("<|finetune_right_pad_id|>", "<|finetune_right_pad|>", "<pad>", "
 _NUMBERED_PADS = ("<|reserved_special_token_{}|>", "<unused{}>", "<|dummy_{}|>", "<SPECIAL_{}>", "[control_{}]")
 _ADDED_PAD = "<|pad|>"
 _LOGITS_TOLERANCE = 1e-5
+_LONGEST_REASON = 400
 
 
 # ---- loading --------------------------------------------------------------------------------------------------------
@@ -114,10 +115,10 @@ def _explained(name: str, required: str) -> Iterator[None]:
         raise MissingPathError(f"{name}: no such folder; {required} is required there")
     try:
         yield
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
+    except Exception as error:  # broken files raise nearly anything there, down to bare children of Exception
+        found = " ".join(str(error).split()) or type(error).__name__
         kind = CheckpointError if path.exists() else MissingPathError
-        raise kind(f"{name}: {lines[0]}; {required} is required there") from error
+        raise kind(f"{name}: {found[:_LONGEST_REASON]}; {required} is required there") from error
 
 
 # ---- preparing ------------------------------------------------------------------------------------------------------

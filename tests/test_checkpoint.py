@@ -118,6 +118,26 @@ def test_missing_weights_file_and_broken_config_are_one_line(copy_of_base):
     assert_one_line(error, "config.json")
 
 
+@pytest.mark.parametrize("length", [0, 500, -1])
+def test_truncated_weights_are_one_line(copy_of_base, length):
+    whole = (copy_of_base / "model.safetensors").read_bytes()
+    (copy_of_base / "model.safetensors").write_bytes(whole[:length])
+    with pytest.raises(CheckpointError) as error:
+        load_model(str(copy_of_base))
+    assert_one_line(error, str(copy_of_base))
+
+
+def test_config_of_wrong_types_is_one_line(copy_of_base):
+    edit_json(copy_of_base / "config.json", hidden_size="wide")
+    with pytest.raises(CheckpointError) as error:
+        load_config(str(copy_of_base))
+    assert_one_line(error, "hidden_size")
+    (copy_of_base / "config.json").write_text("[]")
+    with pytest.raises(CheckpointError) as error:
+        load_config(str(copy_of_base))
+    assert_one_line(error, str(copy_of_base))
+
+
 def test_model_loads_in_float32_on_a_cpu_and_in_its_own_type_when_asked(tmp_path):
     folder = save_tiny_checkpoint(tmp_path / "bf16")
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
