@@ -62,19 +62,29 @@ def load_model(name: str, *, adapter: str | None = None, device: str | None = No
     dtype = dtype or ("float32" if torch.device(device).type == "cpu" else "auto")
     with _explained(name, "a causal LM"):
         model, report = AutoModelForCausalLM.from_pretrained(
-            name, dtype=dtype, attn_implementation=attn_implementation, output_loading_info=True
+            name,
+            dtype=dtype,
+            attn_implementation=attn_implementation,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are refused below, by name; transformers' own error names none
         )
-    missing = sorted(report["missing_keys"])
-    if missing:
-        raise CheckpointError(
-            f"{name}: {len(missing)} weights are missing ({', '.join(missing[:3])}, …); a whole checkpoint is required"
-        )
+    _refuse_partial(name, report)
     if adapter:
         from peft import PeftModel
 
         with _explained(adapter, "a PEFT adapter"):
             model = PeftModel.from_pretrained(model, adapter).merge_and_unload()
     return model.to(device).eval()
+
+
+def _refuse_partial(name: str, report: dict) -> None:
+    for found, keys in (
+        ("are missing", sorted(report["missing_keys"])),
+        ("have another shape than the config says", sorted(key for key, *_ in report["mismatched_keys"])),
+    ):
+        if keys:
+            shown = ", ".join(keys[:3]) + (", …" if len(keys) > 3 else "")
+            raise CheckpointError(f"{name}: {len(keys)} weights {found} ({shown}); a whole checkpoint is required")
 
 
 def find_file(name: str, file: str) -> Path | None:

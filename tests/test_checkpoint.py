@@ -92,6 +92,15 @@ def test_missing_weight_is_an_error_that_names_it(copy_of_base):
     assert_one_line(error, str(copy_of_base), UP_PROJECTION, "missing")
 
 
+@pytest.mark.parametrize("rows", [0, 24])
+def test_half_saved_weight_is_an_error_that_names_it(copy_of_base, rows):
+    # What ZeRO-3 leaves behind when nobody gathers: a shard of a weight, or nothing of it, under its name.
+    edit_weights(copy_of_base, lambda weights: weights.update({UP_PROJECTION: weights[UP_PROJECTION][:rows].clone()}))
+    with pytest.raises(CheckpointError) as error:
+        load_model(str(copy_of_base))
+    assert_one_line(error, str(copy_of_base), f"1 weights have another shape than the config says ({UP_PROJECTION})")
+
+
 def test_tied_head_is_not_a_missing_weight(tmp_path):
     folder = save_tiny_checkpoint(tmp_path / "tied", tie_word_embeddings=True)
     assert "lm_head.weight" not in load_file(folder / "model.safetensors")
