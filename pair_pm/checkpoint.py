@@ -3,6 +3,7 @@
 import logging
 import shutil
 import tempfile
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -72,7 +73,9 @@ def load_model(name: str, *, adapter: str | None = None, device: str | None = No
     if adapter:
         from peft import PeftModel
 
-        with _explained(adapter, "a PEFT adapter"):
+        with _explained(adapter, "a PEFT adapter"), warnings.catch_warnings():
+            # PEFT only warns, and would merge random or empty matrices.
+            warnings.filterwarnings("error", message="Found missing adapter keys")
             model = PeftModel.from_pretrained(model, adapter).merge_and_unload()
     return model.to(device).eval()
 
@@ -88,12 +91,17 @@ def _refuse_partial(name: str, report: dict) -> None:
 
 
 def find_file(name: str, file: str) -> Path | None:
-    """Return the path of one file of a folder or hub name, None where it has no such file."""
+    """Return the path of one file of a folder or hub name, None where it has no such file.
+
+    Raises:
+        MissingPathError: there is no such folder.
+    """
     from transformers.utils import cached_file
 
-    found = cached_file(
-        name, file, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
-    )
+    with _explained(name, f"a folder that may hold {file}"):
+        found = cached_file(
+            name, file, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
+        )
     return None if found is None else Path(found)
 
 

@@ -6,14 +6,15 @@ import json
 import shutil
 from pathlib import Path
 
+import peft
 import pytest
 import torch
 import transformers
 from conftest import CHATML, make_small_tokenizer
 from safetensors.torch import load_file, save_file
-from tiny_models import LLAMA3_MARKS, save_tiny_checkpoint
+from tiny_models import LLAMA3_MARKS, make_tiny_model, save_tiny_checkpoint
 
-from pair_pm.checkpoint import load_config, load_model, load_tokenizer, prepare_base_model
+from pair_pm.checkpoint import find_file, load_config, load_model, load_tokenizer, prepare_base_model
 from pair_pm.errors import CheckpointError, LabelTokenError, MissingPathError, OutputExistsError, TemplateError
 from pair_pm.tokens import PROBE_PROMPTS, PromptEncoder
 
@@ -154,6 +155,44 @@ def test_model_loads_in_float32_on_a_cpu_and_in_its_own_type_when_asked(tmp_path
     assert load_model(str(folder), device="cpu").dtype == torch.float32
     assert load_model(str(folder), device="cpu", dtype="auto").dtype == torch.bfloat16
     assert not load_model(str(folder)).training
+
+
+def save_adapter(folder: Path) -> Path:
+    """Write a random LoRA adapter for the base model."""
+    config = peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    torch.manual_seed(1)
+    peft.get_peft_model(make_tiny_model(), config).save_pretrained(folder)
+    return folder
+
+
+def test_adapter_is_merged(base, tmp_path):
+    adapter = save_adapter(tmp_path / "adapter")
+    merged, plain = load_model(str(base), adapter=str(adapter)), load_model(str(base))
+    assert type(merged) is type(plain)
+    name = "model.layers.0.self_attn.q_proj.weight"
+    assert not torch.equal(merged.state_dict()[name], plain.state_dict()[name])
+    assert torch.equal(merged.state_dict()[UP_PROJECTION], plain.state_dict()[UP_PROJECTION])
+
+
+def test_adapter_that_is_not_whole_or_not_there_is_one_line(base, tmp_path):
+    adapter = save_adapter(tmp_path / "adapter")
+    weights = load_file(adapter / "adapter_model.safetensors")
+    dropped = next(name for name in weights if "lora_B" in name)
+    save_file({name: weights[name] for name in weights if name != dropped}, adapter / "adapter_model.safetensors")
+    with pytest.raises(CheckpointError) as error:
+        load_model(str(base), adapter=str(adapter))
+    assert_one_line(error, str(adapter), "missing adapter keys", dropped.removesuffix(".weight"))
+    with pytest.raises(MissingPathError) as error:
+        load_model(str(base), adapter=str(tmp_path / "nowhere"))
+    assert_one_line(error, str(tmp_path / "nowhere"))
+    with pytest.raises(MissingPathError) as error:
+        find_file(str(tmp_path / "nowhere"), "pair_pm.json")
+    assert_one_line(error, str(tmp_path / "nowhere"))
+
+
+def test_file_is_found_in_a_folder_or_absent(base):
+    assert find_file(str(base), "config.json") == base / "config.json"
+    assert find_file(str(base), "pair_pm.json") is None
 
 
 def test_capped_attention_loads_as_eager_and_every_other_as_transformers_chooses(base, tmp_path):
