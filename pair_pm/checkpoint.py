@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from pair_pm.errors import CheckpointError, MissingPathError, OutputExistsError, TemplateError
+from pair_pm.errors import CheckpointError, ConfigError, MissingPathError, OutputExistsError, TemplateError
 from pair_pm.tokens import PROBE_PROMPTS, PromptEncoder, dated_formats, freeze_date, refuse_forgeable_text
 
 logger = logging.getLogger(__name__)
@@ -52,15 +52,15 @@ def load_model(name: str, *, adapter: str | None = None, device: str | None = No
     Raises:
         MissingPathError: there is no such checkpoint.
         CheckpointError: it is no causal LM, or its weights are not whole.
+        ConfigError: the device or the attention is not to be had here.
     """
-    import torch
     from transformers import AutoModelForCausalLM
 
     config = load_config(name)
     if attn_implementation is None and getattr(config.get_text_config(), "attn_logit_softcapping", None):
         attn_implementation = "eager"
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = dtype or ("float32" if torch.device(device).type == "cpu" else "auto")
+    device = _find_device(device)
+    dtype = dtype or ("float32" if device.type == "cpu" else "auto")
     with _explained(name, "a causal LM"):
         model, report = AutoModelForCausalLM.from_pretrained(
             name,
@@ -78,6 +78,17 @@ def load_model(name: str, *, adapter: str | None = None, device: str | None = No
             warnings.filterwarnings("error", message="Found missing adapter keys")
             model = PeftModel.from_pretrained(model, adapter).merge_and_unload()
     return model.to(device).eval()
+
+
+def _find_device(name: str | None):
+    import torch
+
+    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        found = str(error).splitlines()[0]
+        raise ConfigError(f"device {name}: {found}; a device of this machine is required") from error
 
 
 def _refuse_partial(name: str, report: dict) -> None:
@@ -133,6 +144,9 @@ def _explained(name: str, required: str) -> Iterator[None]:
         raise MissingPathError(f"{name}: no such folder; {required} is required there")
     try:
         yield
+    except ImportError as error:
+        found = " ".join(str(error).split())
+        raise ConfigError(f"{name}: {found}; a way to load it that is installed is required") from error
     except Exception as error:  # broken files raise nearly anything there, down to bare children of Exception
         found = " ".join(str(error).split()) or type(error).__name__
         kind = CheckpointError if path.exists() else MissingPathError

@@ -9,7 +9,7 @@
     ├── PromptTooLongError   (ValueError)         a prompt exceeds what the model was made or trained for
     ├── RecipeError          (ValueError)         pair_pm.json does not describe the model it lies beside
     ├── CheckpointError      (ValueError)         a checkpoint is of the wrong kind, or its weights are not whole
-    └── ConfigError          (ValueError)         a training configuration cannot train a pair model
+    └── ConfigError          (ValueError)         a configuration or an option asks for what cannot be done
 
 Messages follow one form: ``<where>: <what was found>; <what is required>[; <what to do>]``.
 """
@@ -52,4 +52,4 @@ class CheckpointError(PairPMError, ValueError):
 
 
 class ConfigError(PairPMError, ValueError):
-    """A training configuration cannot train a pair model."""
+    """A training configuration or an option asks for what cannot be done."""

@@ -15,7 +15,14 @@ from safetensors.torch import load_file, save_file
 from tiny_models import LLAMA3_MARKS, make_tiny_model, save_tiny_checkpoint
 
 from pair_pm.checkpoint import find_file, load_config, load_model, load_tokenizer, prepare_base_model
-from pair_pm.errors import CheckpointError, LabelTokenError, MissingPathError, OutputExistsError, TemplateError
+from pair_pm.errors import (
+    CheckpointError,
+    ConfigError,
+    LabelTokenError,
+    MissingPathError,
+    OutputExistsError,
+    TemplateError,
+)
 from pair_pm.tokens import PROBE_PROMPTS, PromptEncoder
 
 UP_PROJECTION = "model.layers.0.mlp.up_proj.weight"
@@ -155,6 +162,23 @@ def test_model_loads_in_float32_on_a_cpu_and_in_its_own_type_when_asked(tmp_path
     assert load_model(str(folder), device="cpu").dtype == torch.float32
     assert load_model(str(folder), device="cpu", dtype="auto").dtype == torch.bfloat16
     assert not load_model(str(folder)).training
+
+
+@pytest.mark.parametrize("device", ["cuda:77", "abacus"])
+def test_device_that_is_not_there_is_one_line(base, device):
+    with pytest.raises(ConfigError) as error:
+        load_model(str(base), device=device)
+    assert_one_line(error, f"device {device}: ")
+
+
+def test_attention_that_is_not_installed_is_one_line(base, monkeypatch):
+    def fail(*names, **options):
+        raise ImportError("FlashAttention2 has been toggled on,\nbut it cannot be used")
+
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", fail)  # a GPU machine may have it
+    with pytest.raises(ConfigError) as error:
+        load_model(str(base), attn_implementation="flash_attention_2")
+    assert_one_line(error, "FlashAttention2")
 
 
 def save_adapter(folder: Path) -> Path:
