@@ -201,11 +201,8 @@ def prepare_base_model(name: str, output: str, *, dtype: str | None = None, pad_
         CheckpointError: the checkpoint is no causal LM, or the written copy does not behave as it.
         TemplateError: no chat template, labels that are not one differing token, control text that escapes.
     """
-    target = Path(output)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())) and not overwrite:
-        raise OutputExistsError(f"{output}: not empty; an unused folder is required; replace it with --overwrite")
-    if target.exists() and Path(name).exists() and target.samefile(name):
-        raise OutputExistsError(f"{output}: is the base model itself; another folder is required")
+    target = Path(output).resolve()
+    _check_output(target, name, overwrite)
     load_config(name)  # refuses what is no causal LM, before anything is loaded
     tokenizer = load_tokenizer(name)
     original_template = tokenizer.chat_template
@@ -224,13 +221,36 @@ def prepare_base_model(name: str, output: str, *, dtype: str | None = None, pad_
     fresh = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
         _write_copy(name, tokenizer, fresh, dtype, is_unchanged)
-        if target.exists():
-            shutil.rmtree(target)
         fresh.chmod(0o755)  # mkdtemp makes it private
-        fresh.rename(target)
+        _replace(target, fresh)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
     return Preparation(tokenizer.pad_token, pad_choice, frozen_formats)
+
+
+def _check_output(target: Path, name: str, overwrite: bool) -> None:
+    base = Path(name).resolve()
+    # Replacing a folder that holds the base model would delete it.
+    if base.exists() and (target == base or target in base.parents or base in target.parents):
+        raise OutputExistsError(f"{target}: is, holds or lies in the folder of the base model; another one is required")
+    if target.exists() and not target.is_dir():
+        raise OutputExistsError(f"{target}: is a file; an unused folder is required")
+    if target.exists() and any(target.iterdir()) and not overwrite:
+        raise OutputExistsError(f"{target}: not empty; an unused folder is required; replace it with --overwrite")
+
+
+def _replace(target: Path, fresh: Path) -> None:
+    """Put `fresh` in the place of `target`, which is back in its place should that fail."""
+    old = fresh.with_name(f"{fresh.name}.old")
+    if target.exists():
+        target.rename(old)
+    try:
+        fresh.rename(target)
+    except OSError:
+        if old.exists():
+            old.rename(target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _settle_template(tokenizer, file: str | None) -> list[str]:

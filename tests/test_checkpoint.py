@@ -451,8 +451,33 @@ def test_base_of_another_kind_or_place_is_refused_and_nothing_is_written(base, t
     assert [path.name for path in tmp_path.iterdir()] == ["classifier"]
 
 
-def test_base_is_never_its_own_output(copy_of_base):
+@pytest.mark.parametrize("output", [".", "..", "padded"])
+def test_output_is_never_in_or_around_the_base(copy_of_base, output):
     before = hash_files(copy_of_base)
-    with pytest.raises(OutputExistsError, match="base model"):
-        prepare_base_model(str(copy_of_base), str(copy_of_base), overwrite=True)
+    with pytest.raises(OutputExistsError, match="folder of the base model"):
+        prepare_base_model(str(copy_of_base), str(copy_of_base / output), overwrite=True)
     assert hash_files(copy_of_base) == before
+
+
+def test_file_is_never_replaced_by_a_folder(base, tmp_path):
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(OutputExistsError, match="is a file"):
+        prepare_base_model(str(base), str(tmp_path / "out"), overwrite=True)
+    assert (tmp_path / "out").read_text() == "mine"
+
+
+def test_old_output_is_back_when_the_new_one_cannot_take_its_place(base, tmp_path, monkeypatch):
+    output = tmp_path / "out"
+    output.mkdir()
+    (output / "notes.txt").write_text("mine")
+    rename = Path.rename
+
+    def refuse(self, place):
+        if (self / "config.json").exists() and place == output:
+            raise OSError(16, "Device or resource busy")
+        return rename(self, place)
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(OSError, match="busy"):
+        prepare_base_model(str(base), str(output), overwrite=True)
+    assert [str(path.relative_to(tmp_path)) for path in sorted(tmp_path.rglob("*"))] == ["out", "out/notes.txt"]
