@@ -296,11 +296,13 @@ def _write_copy(name: str, tokenizer, fresh: Path, dtype: str | None, is_unchang
         _copy_files(name, fresh)
     else:
         rows = model.get_input_embeddings().weight.shape[0]
-        if len(tokenizer) > rows:  # embeddings that are padded to more rows than the vocabulary are never shrunk
-            logger.warning("%s: embeddings grow from %d to %d rows for the pad token", name, rows, len(tokenizer))
-            model.resize_token_embeddings(len(tokenizer))
+        needed = tokenizer.pad_token_id + 1
+        if needed > rows:  # embeddings that are padded to more rows than the vocabulary are never shrunk
+            logger.warning("%s: embeddings grow from %d to %d rows for the pad token", name, rows, needed)
+            model.resize_token_embeddings(needed)
         for config in (model.config, model.config.get_text_config(), model.generation_config):
             config.pad_token_id = tokenizer.pad_token_id
+        _allow_saving(name, model.generation_config)
         model.save_pretrained(fresh)
         tokenizer.save_pretrained(fresh)
     del model
@@ -320,6 +322,17 @@ def _write_copy(name: str, tokenizer, fresh: Path, dtype: str | None, is_unchang
             f"{fresh}: logits of a probe text differ from the base model's by {difference:g}; at most "
             f"{_LOGITS_TOLERANCE:g} is required"
         )
+
+
+def _allow_saving(name: str, generation_config) -> None:
+    """Turn sampling on where its settings stand beside `do_sample: false`, which transformers reads but never saves."""
+    try:
+        generation_config.validate(strict=True)
+    except ValueError as error:
+        generation_config.do_sample = True
+        with _explained(name, "a generation_config.json that can be saved"):
+            generation_config.validate(strict=True)
+        logger.warning("%s: do_sample was set in generation_config.json: %s", name, " ".join(str(error).split()))
 
 
 def _copy_files(name: str, fresh: Path) -> None:

@@ -292,6 +292,27 @@ def test_embeddings_with_room_are_neither_grown_nor_shrunk(tmp_path, caplog, res
     assert "grow" not in caplog.text
 
 
+def test_embeddings_stay_where_the_pad_fits_although_other_tokens_do_not(tmp_path):
+    # Some published checkpoints have more tokens than rows; that is not what this is here to change.
+    base = save_without_pad(tmp_path / "base", "<|reserved_special_token_0|>")
+    rows = load_model(str(base)).get_input_embeddings().num_embeddings
+    tokenizer = load_tokenizer(str(base))
+    tokenizer.add_special_tokens({"extra_special_tokens": ["<|beyond|>"]}, replace_extra_special_tokens=False)
+    tokenizer.save_pretrained(base)
+    prepare_base_model(str(base), str(tmp_path / "out"))
+    assert load_model(str(tmp_path / "out")).get_input_embeddings().num_embeddings == rows
+    assert_prepared(base, tmp_path / "out", "<|reserved_special_token_0|>")
+
+
+def test_sampling_settings_that_transformers_would_not_save_do_not_stop_it(tmp_path, caplog):
+    base, output = save_without_pad(tmp_path / "base", "<|reserved_special_token_0|>"), tmp_path / "out"
+    edit_json(base / "generation_config.json", do_sample=False, temperature=0.6)
+    prepare_base_model(str(base), str(output))
+    settings = json.loads((output / "generation_config.json").read_text())
+    assert (settings["do_sample"], settings["temperature"]) == (True, 0.6)
+    assert "do_sample was set" in caplog.text
+
+
 @pytest.mark.parametrize("pad", ["<s>", "</s>"])
 def test_pad_that_is_eos_or_bos_is_replaced(tmp_path, pad):
     base, output = save_without_pad(tmp_path / "base", "<|reserved_special_token_0|>", pad=pad), tmp_path / "out"
