@@ -164,21 +164,24 @@ class Preparation:
         pad_token: The token that padding uses from now on.
         pad_choice: "kept", "reserved" or "added".
         frozen_formats: The date formats that were frozen in the chat template.
+        is_unchanged: Whether all files were copied as they are.
     """
 
     pad_token: str
     pad_choice: str
     frozen_formats: list[str]
+    is_unchanged: bool
 
     def describe(self) -> str:
         """Return it as one line."""
         choice = {
-            "kept": "has a pad token of its own already, {}: copied through",
+            "kept": "has a pad token of its own already, {}",
             "reserved": "the reserved token {} is its pad token",
             "added": "ATTENTION: no reserved token is free, so {} was ADDED to the vocabulary as its pad token",
         }[self.pad_choice].format(self.pad_token)
+        copied = "; nothing had to change, all files were copied through"
         frozen = f"; the date in its chat template was frozen ({', '.join(self.frozen_formats)})"
-        return choice + (frozen if self.frozen_formats else "")
+        return choice + (frozen if self.frozen_formats else "") + (copied if self.is_unchanged else "")
 
 
 def prepare_base_model(name: str, output: str, *, dtype: str | None = None, pad_token: str | None = None,
@@ -225,7 +228,7 @@ def prepare_base_model(name: str, output: str, *, dtype: str | None = None, pad_
         _replace(target, fresh)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
-    return Preparation(tokenizer.pad_token, pad_choice, frozen_formats)
+    return Preparation(tokenizer.pad_token, pad_choice, frozen_formats, is_unchanged)
 
 
 def _check_output(target: Path, name: str, overwrite: bool) -> None:

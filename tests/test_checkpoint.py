@@ -324,7 +324,7 @@ def test_pad_that_is_eos_or_bos_is_replaced(tmp_path, pad):
 def test_model_with_a_pad_of_its_own_is_copied_byte_for_byte(base, tmp_path):
     done = prepare_base_model(str(base), str(tmp_path / "out"))
     assert done.pad_choice == "kept"
-    assert "has a pad token of its own already, <pad>" in done.describe()
+    assert "has a pad token of its own already, <pad>; nothing had to change, all files were copied" in done.describe()
     assert hash_files(tmp_path / "out") == hash_files(base)
 
 
@@ -362,7 +362,8 @@ def test_special_tokens_of_the_base_stay_special(tmp_path):
 
 
 def test_dtype_of_the_written_weights_can_be_chosen(base, tmp_path):
-    prepare_base_model(str(base), str(tmp_path / "out"), dtype="bfloat16")
+    done = prepare_base_model(str(base), str(tmp_path / "out"), dtype="bfloat16")
+    assert "copied" not in done.describe()
     weights = load_file(tmp_path / "out/model.safetensors")
     assert {weight.dtype for weight in weights.values()} == {torch.bfloat16}
     assert load_model(str(tmp_path / "out"), dtype="auto").dtype == torch.bfloat16
