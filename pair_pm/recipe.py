@@ -74,8 +74,11 @@ def write_recipe(folder: Path, encoder: PromptEncoder, recipe: Recipe) -> Path:
     }
     path = Path(folder) / CARD_NAME
     fresh = path.with_name(f".{CARD_NAME}.{os.getpid()}")
-    fresh.write_text(json.dumps({**card, "digest": _digest(card)}, indent=2) + "\n", encoding="utf-8")
-    fresh.replace(path)
+    try:
+        fresh.write_text(json.dumps({**card, "digest": _digest(card)}, indent=2) + "\n", encoding="utf-8")
+        fresh.replace(path)
+    finally:
+        fresh.unlink(missing_ok=True)
     return path
 
 
@@ -95,7 +98,7 @@ def read_recipe(path: Path, encoder: PromptEncoder) -> Recipe:
             )
     used = card["used"]
     _check_used(path, used)
-    if card.get("digest") != _digest({part: card[part] for part in ("checked", "used", "informative")}):
+    if card.get("digest") != _digest({part: value for part, value in card.items() if part != "digest"}):
         raise RecipeError(f"{path}: digest does not fit the card, so it was edited by hand; the original is required")
     informative = card["informative"]
     versions = informative.get("versions", {})
