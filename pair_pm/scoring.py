@@ -7,6 +7,7 @@ Source: Dong et al., RLHF Workflow, arXiv:2405.07863.
 """
 
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pair_pm.engines import Engine
-from pair_pm.errors import DataError, PromptTooLongError
+from pair_pm.errors import CheckpointError, ConfigError, DataError, PromptTooLongError
 from pair_pm.preference import RowProblem, check_answered
 from pair_pm.prompt import neutralise, render_context, render_prompt
 from pair_pm.recipe import CARD_NAME, Recipe, read_recipe
@@ -101,9 +102,12 @@ class PairScorer:
             MissingPathError, CheckpointError: there is no such checkpoint, or it is no causal LM.
             TemplateError: its chat template cannot carry the format safely.
             RecipeError: its card does not describe it.
+            ConfigError: the temperature is out of range, or the device is not there.
         """
         from pair_pm.checkpoint import find_file, load_config, load_model, load_tokenizer
 
+        if temperature is not None and not (temperature > 0 and math.isfinite(temperature)):
+            raise ConfigError(f"temperature {temperature}: a finite number above 0 is required")
         load_config(name)  # a wrong kind of checkpoint is said first, in one line
         has_own_tokenizer = adapter is not None and find_file(adapter, "tokenizer_config.json") is not None
         encoder = PromptEncoder(load_tokenizer(adapter if has_own_tokenizer else name), profile)
@@ -128,6 +132,7 @@ class PairScorer:
         Raises:
             DataError: the conversation or a response cannot be rendered.
             PromptTooLongError: it exceeds the model's positions or the sequence length it was trained with.
+            CheckpointError: the model gives no finite number.
         """
         return self.compare_many([(messages, first, second)])[0]
 
@@ -137,7 +142,9 @@ class PairScorer:
         prompt_ids = self.encoder.encode(prompts)
         for prompt, ids in zip(prompts, prompt_ids, strict=True):
             self._check_length(prompt, len(ids))
-        logprobs = self.engine.label_logprobs(prompt_ids).reshape(-1, 2, 2)
+        logprobs = self.engine.label_logprobs(prompt_ids)
+        self._check_finite(logprobs, prompts)
+        logprobs = logprobs.reshape(-1, 2, 2)
         lengths = np.array([len(ids) for ids in prompt_ids]).reshape(-1, 2)
         comparisons = [
             compare_logprobs(pair, tuple(tokens), self.recipe.temperature)
@@ -172,6 +179,16 @@ class PairScorer:
                 f"in {CARD_NAME} are required, because longer ones were dropped in training"
             )
 
+    def _check_finite(self, logprobs: np.ndarray, prompts: Sequence[str]) -> None:
+        defective = np.flatnonzero(~np.isfinite(logprobs).all(axis=1))
+        if defective.size:
+            index = int(defective[0])
+            raise CheckpointError(
+                f"prompt {prompts[index][:60]!r}…: the model gives the labels the log-probabilities "
+                f"{logprobs[index].tolist()}; finite ones are required; its weights are damaged, or its numbers are "
+                "beyond this dtype"
+            )
+
     def _warn_of_label_mass(self, comparisons: Sequence[Comparison]) -> None:
         lowest = min((comparison.label_mass for comparison in comparisons), default=1.0)
         if lowest < _LOW_LABEL_MASS and not self._warned_of_label_mass:
@@ -191,6 +208,8 @@ def render_both_orders(messages: str | Sequence[Message], first: str, second: st
     """
     if isinstance(messages, str):
         messages = [{"role": "user", "content": messages}]
+    if not isinstance(messages, Sequence):
+        raise DataError(f"comparison: not_messages: {type(messages).__name__}; text or a list of messages is required")
     for name, response in (("first", first), ("second", second)):
         try:
             check_answered(f"the {name} conversation", [*messages, {"role": "assistant", "content": response}])
