@@ -67,7 +67,7 @@ def best_of_n(comparer: Comparer, messages, responses: Sequence[str], seed: int 
         matches = [sorted(match) for match in zip(alive[::2], alive[1::2], strict=False)]
         verdicts = comparer.compare_many([(messages, responses[i], responses[j]) for i, j in matches])
         winners = [i if verdict.prob_first >= 0.5 else j for (i, j), verdict in zip(matches, verdicts, strict=True)]
-        alive = winners + alive[2 * len(matches) :]
+        alive = alive[2 * len(matches) :] + winners  # who sat out comes first, so that nobody sits out twice running
     return Best(alive[0], len(responses) - 1)
 
 
@@ -79,9 +79,15 @@ def rank(comparer: Comparer, messages, responses: Sequence[str]) -> Ranking:
     """
     pairs = list(combinations(_indices(responses), 2))
     verdicts = comparer.compare_many([(messages, responses[i], responses[j]) for i, j in pairs]) if pairs else []
-    strengths = _fit_strengths(len(responses), pairs, [verdict.prob_first for verdict in verdicts])
-    order = sorted(range(len(responses)), key=lambda index: (-strengths[index], index))
-    return Ranking(order, strengths, len(pairs))
+    shares = np.clip([verdict.prob_first for verdict in verdicts], _LEAST_WIN, 1 - _LEAST_WIN)
+    # Where all pairs meet once, Bradley-Terry orders as the sums of won shares do; these are free of the fit's
+    # remaining error, which would tell equals apart.
+    won = np.zeros(len(responses))
+    for (i, j), share in zip(pairs, shares, strict=True):
+        won[i] += share
+        won[j] += 1 - share
+    order = sorted(range(len(responses)), key=lambda index: (-round(won[index], 9), index))
+    return Ranking(order, _fit_strengths(len(responses), pairs, shares), len(pairs))
 
 
 def _indices(responses: Sequence[str]) -> list[int]:
@@ -90,13 +96,12 @@ def _indices(responses: Sequence[str]) -> list[int]:
     return list(range(len(responses)))
 
 
-def _fit_strengths(n: int, pairs: Sequence[tuple[int, int]], probs: Sequence[float]) -> list[float]:
-    """Return Bradley-Terry log-strengths, mean 0; each probability counts as that share of a win."""
+def _fit_strengths(n: int, pairs: Sequence[tuple[int, int]], shares: np.ndarray) -> list[float]:
+    """Return Bradley-Terry log-strengths, mean 0, from the share of a win that the first of each pair has."""
     if n == 1:
         return [0.0]
     import evalica
 
-    shares = np.clip(probs, _LEAST_WIN, 1 - _LEAST_WIN)
     result = evalica.bradley_terry(
         [i for i, _ in pairs] * 2,
         [j for _, j in pairs] * 2,
