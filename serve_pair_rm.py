@@ -41,11 +41,10 @@ def read_input(name: str) -> tuple[object, str, str]:
     """Return messages and the two responses of a file, or of stdin for "-"."""
     if name != "-" and not Path(name).is_file():
         raise MissingPathError(f"{name}: no such file; required is JSON like {_INPUT_FORM}")
-    text = sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8")
     try:
-        pair = json.loads(text)
+        pair = json.loads(sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8"))
         return pair["messages"], pair["response_a"], pair["response_b"]
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError) as error:  # UnicodeDecodeError is a ValueError too
         raise DataError(f"{name}: {type(error).__name__} {error}; required is JSON like {_INPUT_FORM}") from error
 
 
