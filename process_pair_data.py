@@ -70,7 +70,8 @@ def main(argv: list[str] | None = None) -> int:
     """Convert, and print what came of each row."""
     arguments = parse_arguments(argv)
     from pair_pm.pair_conversion import ConversionOptions
-    from pair_pm.pair_dataset import build_pair_dataset, push_to_hub
+    from pair_pm.pair_dataset import build_pair_dataset
+    from pair_pm.pair_output import push_to_hub
 
     options = ConversionOptions(
         seed=arguments.seed,

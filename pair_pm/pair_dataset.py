@@ -6,22 +6,18 @@ all of it is whole.
 """
 
 import json
-import os
-import shutil
-import tempfile
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import chain, compress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pair_pm.errors import DataError, OutputExistsError, PairPMError
+from pair_pm.errors import DataError, OutputExistsError
 from pair_pm.pair_conversion import BadRow, ConversionOptions, convert_chunk
-from pair_pm.pair_output import OutputPaths, name_output, open_output
+from pair_pm.pair_output import OutputPaths, name_output, open_output, open_workspace, publish, publish_rejects
 from pair_pm.pair_spool import PairSpool
+from pair_pm.pair_summary import BuildSummary, write_summary
 from pair_pm.pair_workers import open_workers
 from pair_pm.preference import RowProblem
 from pair_pm.preference_formats import recognise_format
@@ -34,57 +30,6 @@ if TYPE_CHECKING:
 
 # What a user chose to drop is no defect of a row, so --strict does not stop at it.
 _CHOSEN_REASONS = {"tie", "small_margin", "too_long"}
-
-
-@dataclass
-class BuildSummary:
-    """What went in, what came out, and why the rest did not; written beside the data as JSON.
-
-    Attributes:
-        formats: The recognised format of each named data set.
-        rows_read: By data set.
-        dropped: By source and reason.
-        pairs_kept: By source.
-        pairs_neutralised: Kept pairs in which control text was broken.
-        rows_written: By split; twice the pairs where both orders are written.
-        label_a_share: Share of written rows whose label is "A".
-        lengths: Percentiles of the prompt in characters and, with a tokenizer, of the training sequence in tokens.
-    """
-
-    formats: dict[str, str] = field(default_factory=dict)
-    rows_read: Counter = field(default_factory=Counter)
-    dropped: dict[str, Counter] = field(default_factory=dict)
-    pairs_kept: Counter = field(default_factory=Counter)
-    pairs_neutralised: int = 0
-    rows_written: dict[str, int] = field(default_factory=dict)
-    label_a_share: float = 0.0
-    lengths: dict[str, dict[str, int]] = field(default_factory=dict)
-
-    def count_dropped(self, source: str, reason: str) -> None:
-        """Count one dropped row."""
-        self.dropped.setdefault(source, Counter())[reason] += 1
-
-    def to_table(self) -> str:
-        """Return the counts as text, a line each."""
-        kept = sum(self.pairs_kept.values())
-        lines = [f"{name} ({self.formats[name]} format): {count:,} rows read" for name, count in self.rows_read.items()]
-        for source in sorted({*self.pairs_kept, *self.dropped}):
-            lines.append(f"{source}: {self.pairs_kept[source]:,} pairs kept")
-            lines += [
-                f"  dropped  {reason:<20} {count:>9,}"
-                for reason, count in self.dropped.get(source, Counter()).most_common()
-            ]
-        lines.append(f"all: {kept:,} pairs kept, {self.pairs_neutralised:,} of them with control text neutralised")
-        lines += [f"{split}: {rows:,} rows written" for split, rows in self.rows_written.items()]
-        lines.append(f"label A in {self.label_a_share:.1%} of the rows")
-        for unit, percentiles in self.lengths.items():
-            shown = "  ".join(f"{name} {value:,}" for name, value in percentiles.items())
-            lines.append(f"length in {unit}: {shown}")
-        return "\n".join(lines)
-
-    def dropped_by_reason(self) -> Counter:
-        """Return how many rows each reason dropped, over all sources."""
-        return sum(self.dropped.values(), Counter())
 
 
 def build_pair_dataset(
@@ -119,7 +64,7 @@ def build_pair_dataset(
     sources = [open_source(name) for name in names]
     _refuse_overwriting(sources, paths, rejects)
     summary = BuildSummary()
-    with _workspace(paths.main) as workspace, ExitStack() as stack:
+    with open_workspace(paths.main) as workspace, ExitStack() as stack:
         reject = stack.enter_context(_open_rejects(rejects and workspace / "rejects.jsonl"))
         spool = PairSpool(workspace / "spool")
         index = _convert_all(sources, options, num_proc, strict, spool, reject, summary)
@@ -128,11 +73,11 @@ def build_pair_dataset(
             _write_kept(index, kept, spool, paths, workspace, options, summary)
         except DataError:
             stack.close()
-            _publish_rejects(workspace, rejects)  # where nothing is left, the reasons are what the user needs
+            publish_rejects(workspace, rejects)  # where nothing is left, the reasons are what the user needs
             raise
         stack.close()
-        _write_summary(summary, options, command, workspace / "summary.json")
-        _publish(workspace, paths, rejects)
+        write_summary(summary, options, command, workspace / "summary.json")
+        publish(workspace, paths, rejects)
     return summary
 
 
@@ -234,17 +179,6 @@ def _refuse_overwriting(sources: Sequence[PreferenceSource], paths: OutputPaths,
 
 
 @contextmanager
-def _workspace(output: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside the output, on the same file system, so that a rename publishes from it."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    workspace = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
-    try:
-        yield workspace
-    finally:
-        shutil.rmtree(workspace)
-
-
-@contextmanager
 def _open_rejects(path: Path | None) -> Iterator:
     if path is None:
         yield lambda *_: None
@@ -257,56 +191,3 @@ def _open_rejects(path: Path | None) -> Iterator:
             file.write(json.dumps({**where, "row": row}, default=str) + "\n")  # Parquet rows may hold dates and bytes
 
         yield reject
-
-
-def _write_summary(summary: BuildSummary, options: ConversionOptions, command: str, path: Path) -> None:
-    from pair_pm import __version__
-    from pair_pm.prompt import CONTROL_SET_VERSION, PROMPT_FORMAT_VERSION
-
-    versions = {
-        "pair_pm": __version__,
-        "prompt_format_version": PROMPT_FORMAT_VERSION,
-        "control_set_version": CONTROL_SET_VERSION,
-    }
-    content = {**vars(summary), "options": asdict(options), "versions": versions, "command": command}
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
-def push_to_hub(output: str, name: str, *, private: bool) -> None:
-    """Upload a written A/B data set, its held-out split as the split "eval".
-
-    Raises:
-        PairPMError: the hub cannot be reached or refuses.
-    """
-    import datasets
-
-    paths = name_output(output)
-    files = {"train": str(paths.main), **({"eval": str(paths.held_out)} if paths.held_out.exists() else {})}
-    if paths.kind == "folder":
-        splits = datasets.DatasetDict({split: datasets.load_from_disk(path) for split, path in files.items()})
-    else:
-        splits = datasets.load_dataset("json" if paths.kind == "jsonl" else "parquet", data_files=files)
-    try:
-        splits.push_to_hub(name, private=private)
-    except (OSError, ValueError) as error:
-        found = " ".join(str(error).split())
-        raise PairPMError(f"{name}: the hub did not take the data set: {found}; it is whole in {output}") from error
-
-
-def _publish(workspace: Path, paths: OutputPaths, rejects: str | None) -> None:
-    """Rename into place, the data last: where it is, all of it is."""
-    _publish_rejects(workspace, rejects)
-    os.replace(workspace / "summary.json", paths.summary)
-    for path in (paths.held_out, paths.main):
-        fresh = workspace / path.name
-        if fresh.exists():
-            if path.is_dir():
-                # Aside first, to go with the workspace: removing a large folder in place can be interrupted.
-                os.replace(path, workspace / f"{path.name}.earlier")
-            os.replace(fresh, path)
-
-
-def _publish_rejects(workspace: Path, rejects: str | None) -> None:
-    if rejects:
-        Path(rejects).parent.mkdir(parents=True, exist_ok=True)
-        shutil.move(workspace / "rejects.jsonl", rejects)

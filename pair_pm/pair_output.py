@@ -1,12 +1,15 @@
-"""Writers of A/B rows: JSON lines, Parquet, or a `save_to_disk` folder, by the output's name."""
+"""A/B rows on disk: JSON lines, Parquet or a `save_to_disk` folder by the output's name, whole or not at all."""
 
 import hashlib
+import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from pair_pm.errors import DataError, OutputExistsError
+from pair_pm.errors import DataError, OutputExistsError, PairPMError
 
 _BLOCK_BYTES = 8 << 20
 
@@ -141,3 +144,58 @@ def _to_table(lines: bytes):
         read_options=pyarrow.json.ReadOptions(block_size=len(lines) + 1, use_threads=False),
         parse_options=pyarrow.json.ParseOptions(explicit_schema=_schema(), unexpected_field_behavior="error"),
     )
+
+
+# ---- from a workspace into place, and to the hub -------------------------------------------------------------------
+
+
+@contextmanager
+def open_workspace(output: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside the output, on the same file system, so that a rename publishes from it."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    workspace = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
+    try:
+        yield workspace
+    finally:
+        shutil.rmtree(workspace)
+
+
+def publish(workspace: Path, paths: OutputPaths, rejects: str | None) -> None:
+    """Rename into place, the data last: where it is, all of it is."""
+    publish_rejects(workspace, rejects)
+    os.replace(workspace / "summary.json", paths.summary)
+    for path in (paths.held_out, paths.main):
+        fresh = workspace / path.name
+        if fresh.exists():
+            if path.is_dir():
+                # Aside first, to go with the workspace: removing a large folder in place can be interrupted.
+                os.replace(path, workspace / f"{path.name}.earlier")
+            os.replace(fresh, path)
+
+
+def publish_rejects(workspace: Path, rejects: str | None) -> None:
+    """Move the rejected rows to where the user wants them, if anywhere."""
+    if rejects:
+        Path(rejects).parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(workspace / "rejects.jsonl", rejects)
+
+
+def push_to_hub(output: str, name: str, *, private: bool) -> None:
+    """Upload a written A/B data set, its held-out split as the split "eval".
+
+    Raises:
+        PairPMError: the hub cannot be reached or refuses.
+    """
+    import datasets
+
+    paths = name_output(output)
+    files = {"train": str(paths.main), **({"eval": str(paths.held_out)} if paths.held_out.exists() else {})}
+    if paths.kind == "folder":
+        splits = datasets.DatasetDict({split: datasets.load_from_disk(path) for split, path in files.items()})
+    else:
+        splits = datasets.load_dataset("json" if paths.kind == "jsonl" else "parquet", data_files=files)
+    try:
+        splits.push_to_hub(name, private=private)
+    except (OSError, ValueError) as error:
+        found = " ".join(str(error).split())
+        raise PairPMError(f"{name}: the hub did not take the data set: {found}; it is whole in {output}") from error

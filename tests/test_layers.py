@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "pair_pm"
 # Lowest first. A module that is not written yet is simply absent from the folder.
 LAYERS = (
     *("errors", "prompt", "preference", "preference_formats", "preference_source", "tokens", "recipe", "checkpoint"),
-    *("pair_conversion", "pair_spool", "pair_workers", "pair_index", "pair_output", "pair_dataset"),
+    *("pair_conversion", "pair_spool", "pair_summary", "pair_workers", "pair_index", "pair_output", "pair_dataset"),
     *("engines", "ranking", "scoring", "evaluation", "report", "rewards", "serving"),
     *("command_line", "saved_model", "training", "cpu_ranks"),
 )

@@ -629,7 +629,7 @@ def test_a_failure_while_writing_leaves_an_earlier_output_whole(tmp_path, name, 
     def fail(*_):
         raise OSError("no space left")
 
-    monkeypatch.setattr(pair_dataset, "_write_summary", fail)  # all rows are written by then
+    monkeypatch.setattr(pair_dataset, "write_summary", fail)  # all rows are written by then
     with pytest.raises(OSError, match="no space left"):
         build(tmp_path, [make_row(number) for number in range(9)], name)
     assert all_bytes(tmp_path) == before
