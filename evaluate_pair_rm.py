@@ -34,7 +34,7 @@ def main(argv: list[str] | None = None) -> int:
 
     try:
         labelled = read_labelled_pairs(arguments.dataset)
-        metrics = compute_metrics(compare_labelled(load_scorer(arguments), labelled.pairs))
+        metrics = compute_metrics(compare_labelled(load_scorer(arguments), labelled))
     except PairPMError as error:
         print(error, file=sys.stderr)
         return 1

@@ -1,11 +1,11 @@
 """How good a model is on labelled pairs: metrics from comparisons in which the first response is the chosen one."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
-from pair_pm.errors import DataError
+from pair_pm.errors import DataError, PromptTooLongError
 from pair_pm.preference import PreferencePair, RowProblem
 from pair_pm.preference_formats import PARSERS, recognise_format
 from pair_pm.preference_source import open_source
@@ -72,17 +72,38 @@ def _parse(row: object, problem: RowProblem | None, format: str) -> PreferencePa
     return pair
 
 
-def compare_labelled(scorer: PairScorer, pairs: Sequence[PreferencePair]) -> list[Comparison]:
-    """Return the comparison of chosen (first) against rejected for each pair, with a progress bar on stderr."""
+def compare_labelled(scorer: PairScorer, labelled: LabelledPairs) -> list[Comparison]:
+    """Return the comparison of chosen (first) against rejected for each pair, with a progress bar on stderr.
+
+    A pair that is too long for the model is skipped, and counted among `labelled.skipped`.
+    """
     from tqdm import tqdm
 
     comparisons: list[Comparison] = []
-    remaining: Iterator[PreferencePair] = iter(pairs)
-    with tqdm(total=len(pairs), unit=" pairs", disable=None) as progress:
-        while batch := list(islice(remaining, _PAIRS_A_CALL)):
-            comparisons += scorer.compare_many([(pair.messages, pair.chosen, pair.rejected) for pair in batch])
+    remaining = iter(labelled.pairs)
+    with tqdm(total=len(labelled.pairs), unit=" pairs", disable=None) as progress:
+        while batch := [(pair.messages, pair.chosen, pair.rejected) for pair in islice(remaining, _PAIRS_A_CALL)]:
+            fitting = _compare_fitting(scorer, batch)
+            labelled.skipped["too_long"] += len(batch) - len(fitting)
+            comparisons += fitting
             progress.update(len(batch))
+    labelled.skipped += Counter()  # drops a count of 0
+    if not comparisons:
+        raise DataError(
+            f"{len(labelled.pairs)} labelled pairs: all are too long for the model; one that fits is required"
+        )
     return comparisons
+
+
+def _compare_fitting(scorer: PairScorer, items: Sequence[tuple]) -> list[Comparison]:
+    """Return the comparisons of the items that the model has room for; long ones are rare, so all are tried at once."""
+    try:
+        return scorer.compare_many(items)
+    except PromptTooLongError:
+        if len(items) == 1:
+            return []
+        middle = len(items) // 2
+        return _compare_fitting(scorer, items[:middle]) + _compare_fitting(scorer, items[middle:])
 
 
 def compute_metrics(comparisons: Sequence[Comparison]) -> Metrics:

@@ -61,7 +61,7 @@ def test_comparer_that_always_says_a_has_accuracy_one_half_and_no_consistency(tm
     rows = [make_row(f"Q{number}", "good" * (number % 3 + 1)) for number in range(20)]
     labelled = read_labelled_pairs(write_lines(tmp_path / "x.jsonl", *rows))
     scorer = PairScorer(AlwaysA(), PromptEncoder(make_small_tokenizer()))
-    metrics = compute_metrics(compare_labelled(scorer, labelled.pairs))
+    metrics = compute_metrics(compare_labelled(scorer, labelled))
     assert (metrics.pairs, metrics.accuracy, metrics.position_consistency) == (20, 0.5, 0.0)
     assert metrics.predicted_ties == 20
 
@@ -76,10 +76,29 @@ def test_chosen_response_is_the_first_and_all_pairs_are_compared_in_order(tmp_pa
             asked.extend(items)
             return [judge(0.9, 0.9) for _ in items]
 
-    assert len(compare_labelled(Recorder(), labelled.pairs)) == 300
+    assert len(compare_labelled(Recorder(), labelled)) == 300
     assert [(list(messages), first, second) for messages, first, second in asked] == [
         ([{"role": "user", "content": f"Q{number}"}], f"good {number}", "bad") for number in range(300)
     ]
+
+
+def test_a_pair_too_long_for_the_model_is_skipped_and_counted(tmp_path):
+    from pair_pm.recipe import Recipe
+
+    rows = [make_row(f"Q{number}", chosen="good " * (500 if number in (3, 11) else 1)) for number in range(20)]
+    labelled = read_labelled_pairs(write_lines(tmp_path / "x.jsonl", *rows))
+    scorer = PairScorer(AlwaysA(), PromptEncoder(make_small_tokenizer()), Recipe(sequence_len=400))
+    assert len(compare_labelled(scorer, labelled)) == 18
+    assert labelled.skipped == {"too_long": 2}
+
+
+def test_pairs_that_are_all_too_long_are_an_error(tmp_path):
+    from pair_pm.recipe import Recipe
+
+    labelled = read_labelled_pairs(write_lines(tmp_path / "x.jsonl", make_row()))
+    scorer = PairScorer(AlwaysA(), PromptEncoder(make_small_tokenizer()), Recipe(sequence_len=5))
+    with pytest.raises(DataError, match="all are too long"):
+        compare_labelled(scorer, labelled)
 
 
 def test_rows_that_cannot_be_used_are_counted_by_reason(tmp_path):

@@ -143,5 +143,16 @@ def test_head_runs_at_one_position_a_row(prompts):
     assert shapes == [(len(prompts), 1, VOCABULARY)]
 
 
+def test_equal_prompts_are_scored_once_and_get_the_very_same_numbers(prompts):
+    widths = []
+    model = make_tiny_model("llama", vocab_size=VOCABULARY)
+    model.register_forward_pre_hook(
+        lambda m, args, kwargs: widths.append(kwargs["input_ids"].shape[0]), with_kwargs=True
+    )
+    found = TransformersEngine(model, LABEL_IDS).label_logprobs([*prompts, *prompts])
+    assert widths == [len(prompts)]
+    assert np.array_equal(found[: len(prompts)], found[len(prompts) :])
+
+
 def test_no_prompts_give_no_rows():
     assert TransformersEngine(make_tiny_model("llama"), LABEL_IDS).label_logprobs([]).shape == (0, 2)

@@ -48,10 +48,14 @@ class TransformersEngine:
 
     def label_logprobs(self, prompts: Sequence[Sequence[int]]) -> np.ndarray:
         """Return the natural-log probabilities of "A" and "B" as next token, float64, shape (prompts, 2)."""
-        logprobs = np.empty((len(prompts), 2))
-        for batch in self._batches(prompts):
-            logprobs[batch] = self._score_batch([prompts[index] for index in batch])
-        return logprobs
+        # Equal prompts are scored once: in different batches their last digits could differ, and equal responses
+        # would not tie.
+        places = {prompt: place for place, prompt in enumerate(dict.fromkeys(map(tuple, prompts)))}
+        distinct = list(places)
+        logprobs = np.empty((len(distinct), 2))
+        for batch in self._batches(distinct):
+            logprobs[batch] = self._score_batch([distinct[index] for index in batch])
+        return logprobs[[places[tuple(prompt)] for prompt in prompts]]
 
     def _batches(self, prompts: Sequence[Sequence[int]]) -> Iterator[list[int]]:
         """Yield indices of prompts of like length, the longest first, so that memory runs out at once or never."""
