@@ -425,6 +425,7 @@ def test_non_empty_output_is_kept_unless_overwriting(base, tmp_path):
     assert hash_files(output).keys() == {"notes.txt"}
     prepare_base_model(str(base), str(output), overwrite=True)
     assert hash_files(output) == hash_files(base)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]  # the old one is gone, under any name
 
 
 def test_empty_output_folder_is_used(base, tmp_path):
