@@ -308,6 +308,16 @@ def test_prompt_longer_than_the_positions_is_refused_with_both_counts(tmp_path):
         scorer.compare_many([(QUESTION, "yes", "no"), (QUESTION, "yes", long)])
 
 
+def test_prompt_is_served_up_to_the_last_position_and_refused_one_token_beyond(encoder):
+    tokens = max(len(ids) for ids in encoder.encode(list(render_both_orders(*PAIRS[0]))))
+    engine = FixedEngine(*np.log([[0.5, 0.4], [0.3, 0.6]]))
+    engine.max_prompt_tokens = tokens
+    PairScorer(engine, encoder).compare(*PAIRS[0])
+    engine.max_prompt_tokens = tokens - 1
+    with pytest.raises(PromptTooLongError, match=f"{tokens} tokens; at most the model's {tokens - 1} positions"):
+        PairScorer(engine, encoder).compare(*PAIRS[0])
+
+
 def test_prompt_is_served_up_to_the_trained_length_and_refused_one_token_beyond(checkpoint, encoder):
     # Training counts the label and what closes the turn: "A", "<|im_end|>" and the newline.
     tokens = max(len(ids) for ids in encoder.encode(list(render_both_orders(*PAIRS[0]))))
