@@ -15,7 +15,7 @@ from pathlib import Path
 
 from conversations import draw_row
 
-TRAINING_ROWS = 5_000
+TRAINING_ROWS = 6_000
 HELD_OUT_ROWS = 600
 BAD_ROWS_OF_EACH_KIND = 3
 
