@@ -148,15 +148,13 @@ def rows() -> list[dict]:
     found = []
     for pair in hard_pairs() + (real_pairs(shared, count) if (shared / "data").is_dir() else generated_pairs(count)):
         rendered = render_pair(pair, seed=0)
-        for label, (response_a, response_b) in zip(
-            LABELS, ((rendered.chosen, rendered.rejected), (rendered.rejected, rendered.chosen)), strict=True
-        ):
-            prompt = render_prompt(rendered.context, response_a, response_b)
+        for order in (rendered, rendered.swapped()):
+            prompt = render_prompt(order.context, order.response_a, order.response_b)
             found.append(
                 {
-                    "messages": [{"role": "user", "content": prompt}, {"role": "assistant", "content": label}],
-                    "prob_a": pair.prob_chosen if label == "A" else 1 - pair.prob_chosen,
-                    "pair_id": rendered.digest.hex(),
+                    "messages": [{"role": "user", "content": prompt}, {"role": "assistant", "content": order.label}],
+                    "prob_a": order.prob_a,
+                    "pair_id": order.digest.hex(),
                     "id": pair.id,
                     "source": pair.source,
                     "subset": pair.subset,
