@@ -48,7 +48,7 @@ def build_prompts() -> list[str]:
         with gzip.open(path, "rt", encoding="utf-8") as lines:
             for line, _ in zip(lines, range(60), strict=False):
                 pair = render_pair(parse_standard(json.loads(line)), seed=0)
-                prompts.append(render_prompt(pair.context, pair.chosen, pair.rejected))
+                prompts.append(render_prompt(pair.context, pair.response_a, pair.response_b))
     return prompts
 
 
