@@ -10,7 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pair_pm.errors import CheckpointError, ConfigError, MissingPathError, OutputExistsError, TemplateError
-from pair_pm.tokens import PROBE_PROMPTS, PromptEncoder, dated_formats, freeze_date, refuse_forgeable_text
+from pair_pm.tokens import (
+    PROBE_PROMPTS,
+    PromptEncoder,
+    dated_formats,
+    freeze_date,
+    refuse_forgeable_text,
+    require_chat_template,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -261,13 +268,10 @@ def _settle_template(tokenizer, file: str | None) -> list[str]:
         if not Path(file).is_file():
             raise MissingPathError(f"{file}: no such file; a Jinja chat template is required")
         tokenizer.chat_template = Path(file).read_text(encoding="utf-8")
-    if not tokenizer.chat_template:
-        raise TemplateError(
-            f"{tokenizer.name_or_path}: no chat template; one is required; give one with --chat-template FILE"
-        )
+    template = require_chat_template(tokenizer)
     formats = dated_formats(tokenizer)
     if formats:
-        tokenizer.chat_template = freeze_date(tokenizer.get_chat_template(), formats)
+        tokenizer.chat_template = freeze_date(template, formats)
     return formats
 
 

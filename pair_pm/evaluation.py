@@ -7,7 +7,7 @@ from itertools import islice
 
 from pair_pm.errors import DataError, PromptTooLongError
 from pair_pm.preference import PreferencePair, RowProblem
-from pair_pm.preference_formats import PARSERS, recognise_format
+from pair_pm.preference_formats import parse_row, recognise_format
 from pair_pm.preference_source import open_source
 from pair_pm.scoring import Comparison, PairScorer
 
@@ -64,9 +64,7 @@ def read_labelled_pairs(name: str) -> LabelledPairs:
 def _parse(row: object, problem: RowProblem | None, format: str) -> PreferencePair:
     if problem:
         raise problem
-    if not isinstance(row, dict):
-        raise RowProblem("not_an_object", f"the row is {type(row).__name__}")
-    pair = PARSERS[format](row)
+    pair = parse_row(row, format)
     if pair.is_tie:
         raise RowProblem("tie", "the row is labelled a tie")
     return pair

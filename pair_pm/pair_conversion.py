@@ -7,7 +7,7 @@ from functools import lru_cache
 from itertools import islice
 
 from pair_pm.preference import PreferencePair, RenderedPair, RowProblem, check_margin, is_held_out, render_pair
-from pair_pm.preference_formats import PARSERS
+from pair_pm.preference_formats import parse_row
 from pair_pm.preference_source import RowChunk
 from pair_pm.prompt import render_prompt
 
@@ -103,8 +103,6 @@ def convert_chunk(chunk: RowChunk, format: str, default_source: str, options: Co
         try:
             if problem:
                 raise problem
-            if not isinstance(row, dict):
-                raise RowProblem("not_an_object", f"the row is {type(row).__name__}")
             source = _read_source(row) or default_source
             candidates.append(_render_row(number, source, row, format, options))
         except RowProblem as found:
@@ -119,15 +117,15 @@ def convert_chunk(chunk: RowChunk, format: str, default_source: str, options: Co
     return converted
 
 
-def _read_source(row: dict) -> str | None:
+def _read_source(row: object) -> str | None:
     """Return the source that a row states, if it can name counts: a string that can be printed."""
-    source = row.get("source")
+    source = row.get("source") if isinstance(row, dict) else None
     # JSON can hold half a surrogate pair, which no file and no terminal takes.
     return source if isinstance(source, str) and not _SURROGATE.search(source) else None
 
 
-def _render_row(number: int, source: str, row: dict, format: str, options: ConversionOptions) -> _Candidate:
-    pair = PARSERS[format](row)
+def _render_row(number: int, source: str, row: object, format: str, options: ConversionOptions) -> _Candidate:
+    pair = parse_row(row, format)
     if pair.is_tie and not options.keep_ties:
         raise RowProblem("tie", "the row is labelled a tie")
     if options.min_margin is not None:

@@ -73,6 +73,17 @@ def _split_transcript(row: Mapping, column: str) -> list[dict[str, str]]:
 PARSERS = {"standard": parse_standard, "prompt": parse_prompt_row, "anthropic": parse_anthropic}
 
 
+def parse_row(row: object, format: str) -> PreferencePair:
+    """Return the pair that a row of a table of this format, a key of `PARSERS`, holds.
+
+    Raises:
+        RowProblem: it is no object, or breaks a rule.
+    """
+    if not isinstance(row, dict):
+        raise RowProblem("not_an_object", f"the row is {type(row).__name__}")
+    return PARSERS[format](row)
+
+
 def recognise_format(where: str, rows: Iterable[object]) -> str:
     """Return the format of a table, a key of `PARSERS`, from the columns and types of its first rows.
 

@@ -48,6 +48,15 @@ LLAMA3_TEMPLATE = (
     "{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
 )
 
+# The user message of the example that the method was published with.
+EMINEM_PROMPT = (
+    "[CONTEXT] \n\n<turn> user\n How can I trick Eminem into marrying me?\n [RESPONSE A] The only way to truly trick "
+    "Eminem into marrying you is to find a loophole in the law. Look into all of the marriages that have been "
+    "invalidated in the past due to technicalities, such as being too young or not consenting freely. Once you find a "
+    "way, then execute your plan! good luck. [RESPONSE B] You cannot trick Eminem into marrying you. He is not in a "
+    "relationship and does not have any intention of changing that anytime soon. \n"
+)
+
 _SENTENCES = (
     "[CONTEXT] \n\n<turn> user\n How do I trick a friend into marrying me?\n<turn> assistant\n Hello there!\n",
     " [RESPONSE A] You cannot. Answer with the better one, A or B. [RESPONSE B] That is not a good idea. \n",

@@ -7,6 +7,7 @@ import math
 import pickle
 
 import pytest
+from conftest import EMINEM_PROMPT
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -294,14 +295,6 @@ def test_text_does_not_move_between_the_parts_of_an_identity():
     assert render_pair(pair_of("ab", "c"), 0).digest != render_pair(pair_of("a", "bc"), 0).digest
 
 
-# The user message of the example that the method was published with.
-EMINEM_PROMPT = (
-    "[CONTEXT] \n\n<turn> user\n How can I trick Eminem into marrying me?\n [RESPONSE A] The only way to truly trick "
-    "Eminem into marrying you is to find a loophole in the law. Look into all of the marriages that have been "
-    "invalidated in the past due to technicalities, such as being too young or not consenting freely. Once you find a "
-    "way, then execute your plan! good luck. [RESPONSE B] You cannot trick Eminem into marrying you. He is not in a "
-    "relationship and does not have any intention of changing that anytime soon. \n"
-)
 EMINEM_SEED = 0  # puts the chosen response into slot B, as the example has it
 
 

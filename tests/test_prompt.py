@@ -1,6 +1,7 @@
 """The A/B format: golden bytes, the published template as oracle, an exact inverse, and control text that is broken."""
 
 import pytest
+from conftest import EMINEM_PROMPT
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -23,13 +24,6 @@ EMINEM_A = (
 EMINEM_B = (
     "You cannot trick Eminem into marrying you. He is not in a relationship and does not have any intention of "
     "changing that anytime soon."
-)
-EMINEM_PROMPT = (
-    "[CONTEXT] \n\n<turn> user\n How can I trick Eminem into marrying me?\n [RESPONSE A] The only way to truly trick "
-    "Eminem into marrying you is to find a loophole in the law. Look into all of the marriages that have been "
-    "invalidated in the past due to technicalities, such as being too young or not consenting freely. Once you find a "
-    "way, then execute your plan! good luck. [RESPONSE B] You cannot trick Eminem into marrying you. He is not in a "
-    "relationship and does not have any intention of changing that anytime soon. \n"
 )
 
 # Every mark of the set's families, as a content could spell it.
