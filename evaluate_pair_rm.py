@@ -1,6 +1,6 @@
 """Measure a trained preference model on labelled pairs, each scored in both orders.
 
-python evaluate_pair_rm.py --model outputs/gemma-2b-it --dataset heldout.jsonl
+python evaluate_pair_rm.py --model outputs/gemma-2b-it --dataset data/pairs.eval.jsonl
 python evaluate_pair_rm.py --model outputs/gemma-2b-it --dataset weqweasdas/preference_dataset_mix2:test
 """
 
@@ -34,7 +34,8 @@ def main(argv: list[str] | None = None) -> int:
 
     try:
         labelled = read_labelled_pairs(arguments.dataset)
-        metrics = compute_metrics(compare_labelled(load_scorer(arguments), labelled))
+        pairs, comparisons = compare_labelled(load_scorer(arguments), labelled)
+        metrics = compute_metrics(comparisons, [pair.prob_chosen for pair in pairs])
     except PairPMError as error:
         print(error, file=sys.stderr)
         return 1

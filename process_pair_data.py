@@ -24,8 +24,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--eval-fraction", type=_fraction, default=0.0, metavar="F",
         help="hold out this share of first user messages as x.eval.jsonl")  # fmt: skip
     add("--both-orders", action="store_true", help="write each pair in both orders, side by side")
-    add("--ties", choices=("drop", "keep"), default="drop",
-        help="keep: rows labelled as ties stay, with prob_a 0.5 and a drawn label")  # fmt: skip
+    add("--ties", choices=("drop", "keep", "votes"), default="drop",
+        help="keep: rows labelled as ties stay, with prob_a 0.5 and a drawn label; votes: with their prob_chosen as "
+        "target, 0.5 where they have none")  # fmt: skip
     add("--min-margin", type=float, metavar="X", help="keep pairs whose two scores differ by at least X")
     add("--margin-columns", type=_two_names, default=("chosen_score", "rejected_score"), metavar="A,B",
         help="columns of the two scores (default: chosen_score,rejected_score)")  # fmt: skip
@@ -75,7 +76,7 @@ def main(argv: list[str] | None = None) -> int:
 
     options = ConversionOptions(
         seed=arguments.seed,
-        keep_ties=arguments.ties == "keep",
+        ties=arguments.ties,
         both_orders=arguments.both_orders,
         eval_fraction=arguments.eval_fraction,
         min_margin=arguments.min_margin,

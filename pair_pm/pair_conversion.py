@@ -2,7 +2,7 @@
 
 import json
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import islice
 
@@ -21,7 +21,8 @@ class ConversionOptions:
 
     Attributes:
         seed: Of the position draw and the evaluation split.
-        keep_ties: Keep rows labelled as ties, with a target probability of 0.5, instead of dropping them.
+        ties: What becomes of rows labelled as ties: "drop" them, "keep" them with a target probability of 0.5, or keep
+            them with the "votes" that they carry, 0.5 without.
         both_orders: Write each pair twice, in both orders, side by side.
         eval_fraction: Share of first user messages, 0 to 1, that is held out.
         min_margin: Least difference of the two scores in `margin_columns`.
@@ -31,7 +32,7 @@ class ConversionOptions:
     """
 
     seed: int = 42
-    keep_ties: bool = False
+    ties: str = "drop"
     both_orders: bool = False
     eval_fraction: float = 0.0
     min_margin: float | None = None
@@ -126,8 +127,10 @@ def _read_source(row: object) -> str | None:
 
 def _render_row(number: int, source: str, row: object, format: str, options: ConversionOptions) -> _Candidate:
     pair = parse_row(row, format)
-    if pair.is_tie and not options.keep_ties:
+    if pair.is_tie and options.ties == "drop":
         raise RowProblem("tie", "the row is labelled a tie")
+    if pair.is_tie and options.ties == "keep":
+        pair = replace(pair, prob_chosen=0.5)
     if options.min_margin is not None:
         check_margin(row, options.margin_columns, options.min_margin)
     drawn = render_pair(pair, options.seed)

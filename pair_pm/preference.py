@@ -30,7 +30,7 @@ class PreferencePair:
 
     Attributes:
         messages: The conversation before the response; its last message is the user's.
-        prob_chosen: How likely `chosen` is preferred, 0 to 1; a tie is 0.5, without a statement 1.
+        prob_chosen: How likely `chosen` is preferred, 0 to 1; without a statement 1, and 0.5 for a tie.
     """
 
     messages: tuple[dict[str, str], ...]
@@ -101,7 +101,7 @@ def parse_standard(row: Mapping) -> PreferencePair:
         chosen=chosen[-1][1],
         rejected=rejected[-1][1],
         is_tie=is_tie,
-        prob_chosen=0.5 if is_tie else _read_probability(row),
+        prob_chosen=_read_probability(row, absent=0.5 if is_tie else 1.0),
         id=_read_name(row, "id"),
         source=_read_name(row, "source"),
         subset=_read_name(row, "subset"),
@@ -165,10 +165,10 @@ def _check_unicode(text: str, where: str) -> None:
             raise RowProblem("lone_surrogate", f"{where}, character {error.start + 1}") from None
 
 
-def _read_probability(row: Mapping) -> float:
+def _read_probability(row: Mapping, absent: float) -> float:
     value = row.get("prob_chosen")
     if value is None:
-        return 1.0
+        return absent
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
         raise RowProblem("bad_prob_chosen", f"prob_chosen is {value!r}; a number from 0 to 1 is required")
     return float(value)

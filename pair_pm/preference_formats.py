@@ -1,7 +1,7 @@
 r"""Readers of the formats that preference data comes in, each into the standard one.
 
-Beside the standard format there are an explicit `prompt` (as TRL writes it) and Anthropic's transcripts,
-`"\n\nHuman: … \n\nAssistant: …"` strings.
+Beside the standard format there are an explicit `prompt` (as TRL writes it), Anthropic's transcripts,
+`"\n\nHuman: … \n\nAssistant: …"` strings, and the A/B rows that process_pair_data.py writes.
 """
 
 import re
@@ -9,11 +9,13 @@ from collections.abc import Iterable, Mapping
 
 from pair_pm.errors import DataError
 from pair_pm.preference import PreferencePair, RowProblem, parse_standard
+from pair_pm.prompt import LABELS, split_context, split_prompt
 
 ACCEPTED_FORMATS = """\
   standard   chosen, rejected: message lists [{"role": …, "content": …}, …], equal but for the last message
   prompt     prompt, chosen, rejected: each a string or a message list; the responses alone in chosen and rejected
-  anthropic  chosen, rejected: strings "\\n\\nHuman: … \\n\\nAssistant: …\""""
+  anthropic  chosen, rejected: strings "\\n\\nHuman: … \\n\\nAssistant: …"
+  ab         messages: a prompt and the answer "A" or "B", as process_pair_data.py writes; optional prob_a"""
 
 
 _TRANSCRIPT_TURN = re.compile(r"\n\n(Human|Assistant):")
@@ -70,7 +72,27 @@ def _split_transcript(row: Mapping, column: str) -> list[dict[str, str]]:
     return messages
 
 
-PARSERS = {"standard": parse_standard, "prompt": parse_prompt_row, "anthropic": parse_anthropic}
+def parse_ab_row(row: Mapping) -> PreferencePair:
+    """Return the pair of an A/B row; a target of one half is a tie, whose answer was drawn."""
+    messages, prob_a = row.get("messages"), row.get("prob_a")
+    try:
+        (_, prompt), (_, answer) = ((message["role"], message["content"]) for message in messages)
+        context, *responses = split_prompt(prompt)
+        turns = split_context(context)
+    except (TypeError, KeyError, ValueError) as error:
+        raise RowProblem("not_an_ab_row", f"messages is not a prompt and its answer: {error}") from error
+    if answer not in LABELS:
+        raise RowProblem("not_an_ab_row", f"the answer is {answer!r}, neither A nor B")
+    chosen, rejected = responses if answer == "A" else responses[::-1]
+    sides = {"chosen": chosen, "rejected": rejected}
+    standard = {side: [*turns, {"role": "assistant", "content": text}] for side, text in sides.items()}
+    if isinstance(prob_a, int | float) and not isinstance(prob_a, bool):
+        standard["prob_chosen"] = prob_a if answer == "A" else round(1 - prob_a, 12)
+    names = {name: row.get(name) for name in ("id", "source", "subset")}
+    return parse_standard({**standard, **names, "label": "tie" if prob_a == 0.5 else None})
+
+
+PARSERS = {"standard": parse_standard, "prompt": parse_prompt_row, "anthropic": parse_anthropic, "ab": parse_ab_row}
 
 
 def parse_row(row: object, format: str) -> PreferencePair:
@@ -114,7 +136,11 @@ def _format_of_row(row: Mapping) -> str | None:
         return "prompt"
     if all(isinstance(side, str) and side.startswith("\n\nHuman:") for side in sides):
         return "anthropic"
-    return None
+    return "ab" if sides == (None, None) and _is_prompt(row.get("messages")) else None
+
+
+def _is_prompt(messages: object) -> bool:
+    return _first_role(messages) == "user" and str(messages[0].get("content")).startswith("[CONTEXT] ")
 
 
 def _first_role(messages: object) -> str | None:

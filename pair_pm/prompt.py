@@ -85,6 +85,23 @@ def render_context(messages: Sequence[Mapping[str, str]]) -> str:
     return "\n" + "".join(f"\n<turn> {message['role']}\n {message['content']}" for message in messages) + "\n"
 
 
+def split_context(context: str) -> list[dict[str, str]]:
+    """Return the messages of a rendered context: the exact inverse of `render_context` on neutralised contents.
+
+    Raises:
+        DataError: the text is no rendered context.
+    """
+    before, *turns = context[1:-1].split("\n<turn> ")
+    messages = []
+    for turn in turns:
+        role, separator, content = turn.partition("\n ")
+        messages.append({"role": role, "content": content})
+        before += "" if separator else turn
+    if before or not messages or not (context.startswith("\n\n") and context.endswith("\n")):
+        raise DataError(f"context {context[:60]!r}…: turns as render_context writes them are required")
+    return messages
+
+
 def render_prompt(context: str, response_a: str, response_b: str) -> str:
     """Return the whole prompt; the exact inverse is `split_prompt`."""
     return f"{_CONTEXT_MARK}{context}{_A_MARK}{response_a}{_B_MARK}{response_b}{_END}"

@@ -43,6 +43,7 @@ class Comparison:
         position_gap: How far the two lie apart, 0 to 1.
         is_position_consistent: Whether both orders name the same winner, or both a tie.
         winner: "first", "second", or "tie" where |prob_first - 0.5| <= 1e-6.
+        log_odds_of_a: Log-odds of "A" against "B" in each order, the first response in slot A first, after temperature.
         label_mass: How much probability "A" and "B" hold of the whole vocabulary, the smaller of the two orders'.
         prompt_tokens: Tokens fed, in slot order first-second and second-first.
     """
@@ -53,6 +54,7 @@ class Comparison:
     position_gap: float
     is_position_consistent: bool
     winner: str
+    log_odds_of_a: tuple[float, float]
     label_mass: float
     prompt_tokens: tuple[int, int]
 
@@ -247,6 +249,7 @@ def compare_logprobs(
         position_gap=abs(in_a - in_b),
         is_position_consistent=_name_winner(in_a) == _name_winner(in_b),
         winner=_name_winner(prob_first),
+        log_odds_of_a=(float(log_odds_of_a[0]), float(log_odds_of_a[1])),
         label_mass=float(np.exp(logprobs).sum(axis=1).min()),
         prompt_tokens=prompt_tokens,
     )

@@ -1,6 +1,7 @@
 """Metrics on labelled pairs, by hand, and which rows are skipped: `pair_pm.evaluation`."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -57,13 +58,50 @@ def test_metrics_by_hand():
     assert metrics.lowest_label_mass == pytest.approx(0.4)
 
 
+def test_metrics_of_a_slot_by_hand():
+    # P(A) is 0.9 and 0.2, then 0.9 and 0.8: A is answered three times of four.
+    metrics = compute_metrics([judge(0.9, 0.8), judge(0.9, 0.2, label_mass=0.5)])
+    assert metrics.prob_a == 0.75
+    log_odds = [math.log(p / (1 - p)) for p in (0.9, 0.2, 0.9, 0.8)]
+    assert metrics.order_bias == pytest.approx(sum(log_odds) / 4)
+    # The first response is wanted: A in the first order of each pair, B in the second.
+    assert metrics.label_loss == pytest.approx(-(math.log(0.9) + math.log(0.8) + math.log(0.9) + math.log(0.2)) / 4)
+    assert metrics.label_mass == pytest.approx(0.75)
+
+
+def test_label_loss_of_a_coin_is_ln_2_whatever_the_targets():
+    metrics = compute_metrics([judge(0.5, 0.5)] * 3, prob_first=[1.0, 0.3, 0.5])
+    assert metrics.label_loss == pytest.approx(math.log(2))
+
+
+def test_label_loss_is_taken_against_the_votes_and_is_least_where_they_are_met():
+    def loss(prob):
+        return compute_metrics([judge(prob, prob)], prob_first=[0.8]).label_loss
+
+    assert loss(0.8) == pytest.approx(-(0.8 * math.log(0.8) + 0.2 * math.log(0.2)))
+    assert loss(0.8) < min(loss(0.7), loss(0.9))
+
+
 def test_comparer_that_always_says_a_has_accuracy_one_half_and_no_consistency(tmp_path):
     rows = [make_row(f"Q{number}", "good" * (number % 3 + 1)) for number in range(20)]
     labelled = read_labelled_pairs(write_lines(tmp_path / "x.jsonl", *rows))
     scorer = PairScorer(AlwaysA(), PromptEncoder(make_small_tokenizer()))
-    metrics = compute_metrics(compare_labelled(scorer, labelled))
+    _, comparisons = compare_labelled(scorer, labelled)
+    metrics = compute_metrics(comparisons)
     assert (metrics.pairs, metrics.accuracy, metrics.position_consistency) == (20, 0.5, 0.0)
     assert metrics.predicted_ties == 20
+
+
+def test_ab_rows_are_read_back_each_pair_once(tmp_path):
+    from pair_pm.pair_conversion import ConversionOptions
+    from pair_pm.pair_dataset import build_pair_dataset
+
+    rows = [make_row(f"Q{number}", chosen=f"good {number}", prob_chosen=0.8, source="s") for number in range(10)]
+    source = write_lines(tmp_path / "x.jsonl", *rows)
+    build_pair_dataset([source], str(tmp_path / "pairs.jsonl"), ConversionOptions(both_orders=True))
+    read, expected = (read_labelled_pairs(name) for name in (str(tmp_path / "pairs.jsonl"), source))
+    assert read.pairs == expected.pairs
+    assert read.skipped == {"other_order": 10}
 
 
 def test_chosen_response_is_the_first_and_all_pairs_are_compared_in_order(tmp_path):
@@ -76,7 +114,9 @@ def test_chosen_response_is_the_first_and_all_pairs_are_compared_in_order(tmp_pa
             asked.extend(items)
             return [judge(0.9, 0.9) for _ in items]
 
-    assert len(compare_labelled(Recorder(), labelled)) == 300
+    pairs, comparisons = compare_labelled(Recorder(), labelled)
+    assert pairs == labelled.pairs
+    assert len(comparisons) == 300
     assert [(list(messages), first, second) for messages, first, second in asked] == [
         ([{"role": "user", "content": f"Q{number}"}], f"good {number}", "bad") for number in range(300)
     ]
@@ -88,7 +128,9 @@ def test_a_pair_too_long_for_the_model_is_skipped_and_counted(tmp_path):
     rows = [make_row(f"Q{number}", chosen="good " * (500 if number in (3, 11) else 1)) for number in range(20)]
     labelled = read_labelled_pairs(write_lines(tmp_path / "x.jsonl", *rows))
     scorer = PairScorer(AlwaysA(), PromptEncoder(make_small_tokenizer()), Recipe(sequence_len=400))
-    assert len(compare_labelled(scorer, labelled)) == 18
+    pairs, comparisons = compare_labelled(scorer, labelled)
+    assert [pair.chosen for pair in pairs] == ["good "] * 18
+    assert len(comparisons) == 18
     assert labelled.skipped == {"too_long": 2}
 
 

@@ -247,9 +247,17 @@ def test_rejects_show_dates_and_bytes_of_parquet_rows(tmp_path):
     assert [row["row"]["when"] for row in read_lines(rejects)] == ["2024-07-26 00:00:00"] * 2
 
 
+def test_ties_keep_their_votes_on_request_and_one_half_without(tmp_path):
+    source = [make_row(0, label="tie", prob_chosen=0.7), make_row(1, label="tie"), make_row(2, prob_chosen=0.7)]
+    rows = build_rows(tmp_path, source, ties="votes")
+    assert rows[0]["prob_a"] in (0.7, 0.3)
+    assert rows[1]["prob_a"] == 0.5
+    assert rows[2]["prob_a"] == (0.7 if label_of(rows[2]) == "A" else 0.3)
+
+
 def test_ties_are_kept_on_request_with_half_a_target(tmp_path):
-    source = [make_row(number, label="tie") for number in range(200)]
-    rows = build_rows(tmp_path, [*source, make_row(200)], keep_ties=True)
+    source = [make_row(number, label="tie", prob_chosen=0.9) for number in range(200)]
+    rows = build_rows(tmp_path, [*source, make_row(200)], ties="keep")
     assert {row["prob_a"] for row in rows[:200]} == {0.5}
     assert 60 < sum(label_of(row) == "A" for row in rows[:200]) < 140  # 100 on average, standard deviation 7
 
@@ -310,13 +318,13 @@ def test_a_pair_with_both_verdicts_goes_whole(tmp_path):
 
 def test_a_tie_contradicts_a_verdict_unless_ties_are_dropped_anyway(tmp_path):
     rows = [make_row(0), make_row(0, label="tie"), make_row(1)]
-    assert dropped(build(tmp_path, rows, keep_ties=True)) == {"contradictory": 2}
+    assert dropped(build(tmp_path, rows, ties="keep")) == {"contradictory": 2}
     assert dropped(build(tmp_path, rows)) == {"tie": 1}
 
 
 def test_repeated_ties_are_one_tie_whichever_response_is_called_chosen(tmp_path):
     rows = [make_row(0, "yes", "no", label="tie"), make_row(0, "no", "yes", label="tie")]
-    assert dropped(build(tmp_path, rows, keep_ties=True)) == {"duplicate": 1}
+    assert dropped(build(tmp_path, rows, ties="keep")) == {"duplicate": 1}
 
 
 def test_the_same_responses_in_another_context_are_another_pair(tmp_path):
@@ -346,15 +354,15 @@ small_rows = st.lists(
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(rows=small_rows, keep_ties=st.booleans(), data=st.data())
-def test_any_order_of_rows_and_files_gives_the_same_set(tmp_path, rows, keep_ties, data):
+@given(rows=small_rows, ties=st.sampled_from(["drop", "keep", "votes"]), data=st.data())
+def test_any_order_of_rows_and_files_gives_the_same_set(tmp_path, rows, ties, data):
     shuffled = data.draw(st.permutations(rows))
     cut = data.draw(st.integers(0, len(rows)))
     parts = [part for part in (shuffled[:cut], shuffled[cut:]) if part]
 
     def outcome(*tables):
         names = [write_rows(tmp_path / f"{number}.jsonl", table) for number, table in enumerate(tables)]
-        options = ConversionOptions(keep_ties=keep_ties, eval_fraction=0.5)
+        options = ConversionOptions(ties=ties, eval_fraction=0.5)
         try:
             summary = build_pair_dataset(names, str(tmp_path / "x.jsonl"), options)
         except DataError:  # nothing left for one of the splits
@@ -694,7 +702,7 @@ def test_the_excluded_rows_of_pandalm_are_all_dropped(shared_dir, tmp_path):
 
 def test_votes_become_targets(shared_dir, tmp_path):
     source = shared_dir / "data" / "pandalm-testset.jsonl"
-    options = ConversionOptions(keep_ties=True)
+    options = ConversionOptions(ties="keep")
     summary = build_pair_dataset([str(source)], str(tmp_path / "x.jsonl"), options)
     assert sum(summary.pairs_kept.values()) + sum(summary.dropped_by_reason().values()) == 939
     shares = {row["prob_a"] for row in read_lines(tmp_path / "x.jsonl")}

@@ -66,9 +66,10 @@ def test_optional_columns_have_defaults():
     assert (pair.is_tie, pair.prob_chosen, pair.id, pair.source, pair.subset) == (False, 1.0, "", "", "")
 
 
-def test_a_tie_is_worth_one_half_whatever_its_row_says():
+def test_a_tie_is_worth_one_half_where_its_row_says_nothing_else():
+    assert parse_standard(make_row(label="tie")).prob_chosen == 0.5
     pair = parse_standard(make_row(label="tie", prob_chosen=0.9))
-    assert (pair.is_tie, pair.prob_chosen) == (True, 0.5)
+    assert (pair.is_tie, pair.prob_chosen) == (True, 0.9)
 
 
 def test_texts_pass_as_they_came():

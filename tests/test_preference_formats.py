@@ -6,7 +6,8 @@ import pytest
 
 from pair_pm.errors import DataError
 from pair_pm.preference import RowProblem, parse_standard
-from pair_pm.preference_formats import PARSERS, parse_anthropic, parse_prompt_row, recognise_format
+from pair_pm.preference_formats import PARSERS, parse_anthropic, parse_prompt_row, parse_row, recognise_format
+from pair_pm.prompt import render_context, render_prompt
 
 
 def turns(*contents, system=None):
@@ -203,3 +204,32 @@ def test_raw_hh_rlhf_loses_its_structural_defects_and_nothing_else(shared_dir):
     assert len(structural) == 111
     assert set(dropped) == structural
     assert all(dropped.values())
+
+
+# ---- A/B rows -------------------------------------------------------------------------------------------------------
+
+
+def make_ab_row(answer="A", first="good", second="bad", **more) -> dict:
+    turns = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Q"}]
+    prompt = render_prompt(render_context(turns), first, second)
+    return {"messages": [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}], **more}
+
+
+def test_an_ab_row_gives_back_the_pair_it_was_made_of():
+    assert recognise_format("x", [make_ab_row()]) == "ab"
+    pair = parse_row(make_ab_row("B", "bad", "good", prob_a=0.3, subset="s"), "ab")
+    assert [message["content"] for message in pair.messages] == ["Be kind.", "Q"]
+    assert (pair.chosen, pair.rejected, pair.prob_chosen, pair.is_tie, pair.subset) == ("good", "bad", 0.7, False, "s")
+
+
+def test_an_ab_row_whose_target_is_one_half_is_a_tie():
+    assert parse_row(make_ab_row(prob_a=0.5), "ab").is_tie
+
+
+@pytest.mark.parametrize(
+    "row",
+    [make_ab_row("C"), {"messages": []}, {"messages": [{"role": "user", "content": "x"}] * 2}, {"messages": None}],
+)
+def test_a_row_that_is_no_ab_row_is_dropped_with_the_reason(row):
+    with pytest.raises(RowProblem, match="not_an_ab_row"):
+        parse_row(row, "ab")

@@ -6,7 +6,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pair_pm.errors import DataError
-from pair_pm.prompt import neutralise, render_context, render_prompt, split_prompt
+from pair_pm.prompt import neutralise, render_context, render_prompt, split_context, split_prompt
 
 # `tokenizer_plain.chat_template` of the published serving code, and its prompt template.
 PUBLISHED_CONTEXT_TEMPLATE = (
@@ -182,3 +182,18 @@ def test_neutralise_is_idempotent_and_leaves_no_mark(text):
 @given(TEXTS)
 def test_neutralise_only_inserts_spaces(text):
     assert neutralise(text).replace(" ", "") == text.replace(" ", "")
+
+
+@given(st.lists(TEXTS, min_size=1, max_size=4), st.booleans())
+def test_a_rendered_context_splits_into_the_messages_it_was_rendered_from(contents, has_system):
+    roles = [*(["system"] if has_system else []), *["user", "assistant"] * 4]
+    messages = [{"role": role, "content": neutralise(text)} for role, text in zip(roles, contents, strict=False)]
+    assert split_context(render_context(messages)) == messages
+
+
+@pytest.mark.parametrize(
+    "text", ["", "\n\n", "no turn", "\n\n<turn> user\n Q", "x\n<turn> user\n Q\n", "\n\n<turn> user Q\n"]
+)
+def test_text_that_is_no_rendered_context_is_refused(text):
+    with pytest.raises(DataError, match="turns as render_context writes them are required"):
+        split_context(text)
