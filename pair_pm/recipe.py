@@ -16,7 +16,7 @@ from pathlib import Path
 
 from pair_pm.errors import RecipeError
 from pair_pm.prompt import CONTROL_SET_VERSION, PROMPT_FORMAT_VERSION
-from pair_pm.tokens import PROBE_PROMPTS, PromptEncoder, require_chat_template
+from pair_pm.tokens import PROBE_PROMPTS, PromptEncoder, find_forgeable_text, require_chat_template
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +46,18 @@ class Recipe:
     training: Mapping[str, object] = field(default_factory=dict)
 
 
+def describe_run(cfg, encoder: PromptEncoder) -> Recipe:
+    """Return what the card says of a training run, by its config."""
+    return Recipe(
+        sequence_len=cfg.sequence_len,
+        accepted_control_text=tuple(find_forgeable_text(encoder.tokenizer)) if cfg.accept_control_text else (),
+        training={
+            "base_model": cfg.base_model,
+            "datasets": [dataset.get("path") for dataset in cfg.datasets or []],
+        },
+    )
+
+
 def installed_versions() -> dict[str, str]:
     """Return the versions of the packages that decide a model's numbers."""
     versions = {}
@@ -60,7 +72,7 @@ def installed_versions() -> dict[str, str]:
 def write_recipe(folder: Path, encoder: PromptEncoder, recipe: Recipe) -> Path:
     """Write the card of the model in `folder`, whole or not at all, and return its path."""
     card = {
-        "checked": _checked_fields(encoder),
+        "checked": describe_encoder(encoder),
         "used": {
             "sequence_len": recipe.sequence_len,
             "temperature": recipe.temperature,
@@ -89,7 +101,7 @@ def read_recipe(path: Path, encoder: PromptEncoder) -> Recipe:
         RecipeError: a checked field differs, a used one is out of range, or the card was edited by hand.
     """
     card = _load_card(path)
-    for name, expected in _checked_fields(encoder).items():
+    for name, expected in describe_encoder(encoder).items():
         found = card["checked"].get(name)
         if found != expected:
             raise RecipeError(
@@ -113,7 +125,8 @@ def read_recipe(path: Path, encoder: PromptEncoder) -> Recipe:
     )
 
 
-def _checked_fields(encoder: PromptEncoder) -> dict[str, object]:
+def describe_encoder(encoder: PromptEncoder) -> dict[str, object]:
+    """Return what decides a prompt's ids: the fields of a card that are checked."""
     labels = encoder.labels
     probe_ids = encoder.encode(PROBE_PROMPTS)
     return {

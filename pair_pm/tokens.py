@@ -72,14 +72,27 @@ class PromptEncoder:
 
     def encode(self, prompts: Sequence[str]) -> list[list[int]]:
         """Return the ids to feed for each prompt, up to and without the label."""
-        sequences = self._encode_answered(prompts, LABELS[0])
-        return [self._cut(prompt, ids) for prompt, ids in zip(prompts, sequences, strict=True)]
+        sequences = self._encode_with_a(prompts)
+        return [ids[: self._find_label(prompt, ids)] for prompt, ids in zip(prompts, sequences, strict=True)]
+
+    def encode_answered(self, prompts: Sequence[str], labels: Sequence[str]) -> list[tuple[list[int], int]]:
+        """Return each prompt's whole training sequence, and the position of the label in it."""
+        answered = []
+        for prompt, label, ids in zip(prompts, labels, self._encode_with_a(prompts), strict=True):
+            position = self._find_label(prompt, ids)
+            answered.append(
+                ([*ids[:position], self.labels.label_ids[LABELS.index(label)], *ids[position + 1 :]], position)
+            )
+        return answered
 
     def training_lengths(self, prompts: Sequence[str]) -> list[int]:
         """Return how many tokens each prompt's whole training sequence has, label and closing included."""
-        return [len(ids) for ids in self._encode_answered(prompts, LABELS[0])]
+        return [len(ids) for ids in self._encode_with_a(prompts)]
 
-    def _encode_answered(self, prompts: Sequence[str], label: str) -> list[list[int]]:
+    def _encode_with_a(self, prompts: Sequence[str]) -> list[list[int]]:
+        return self._encode_with(prompts, LABELS[0])
+
+    def _encode_with(self, prompts: Sequence[str], label: str) -> list[list[int]]:
         texts = [render_chat(self.tokenizer, prompt, label) for prompt in prompts]
         if not texts:
             return []
@@ -90,20 +103,20 @@ class PromptEncoder:
     def _strip_bos(self, ids: list[int]) -> list[int]:
         return ids[_count_leading(ids, self.tokenizer.bos_token_id) :]
 
-    def _cut(self, prompt: str, ids: list[int]) -> list[int]:
-        """Cut before the label where it stands as probed; find it anew for the rare prompt where it does not."""
+    def _find_label(self, prompt: str, ids: list[int]) -> int:
+        """Return the label's position: where it was probed, or found anew for the rare prompt where it is not there."""
         labels = self.labels
         position = len(ids) - len(labels.closing_ids) - 1
         tail = [*labels.header_ids, labels.label_ids[0], *labels.closing_ids]
         if ids[position - len(labels.header_ids) :] == tail:
-            return ids[:position]
+            return position
         position, label_ids = self._locate_label(prompt)
         if label_ids != labels.label_ids:
             raise LabelTokenError(
                 f"prompt {prompt[:60]!r}…: its labels are the tokens {label_ids}; {labels.label_ids} are required, "
                 "as after every other prompt"
             )
-        return ids[:position]
+        return position
 
     def _probe_labels(self) -> LabelTokens:
         found = [self._locate_label(prompt) for prompt in PROBE_PROMPTS]
@@ -112,7 +125,7 @@ class PromptEncoder:
                 f"chat template of {self.tokenizer.name_or_path}: the labels are {found[0][1]} after one prompt and "
                 f"{found[1][1]} after another; the same two tokens are required after each"
             )
-        sequences = self._encode_answered(PROBE_PROMPTS, LABELS[0])
+        sequences = self._encode_with_a(PROBE_PROMPTS)
         before = [ids[:position] for ids, (position, _) in zip(sequences, found, strict=True)]
         return LabelTokens(
             label_ids=found[0][1],
@@ -122,7 +135,7 @@ class PromptEncoder:
         )
 
     def _locate_label(self, prompt: str) -> tuple[int, tuple[int, int]]:
-        with_a, with_b = (self._encode_answered([prompt], label)[0] for label in LABELS)
+        with_a, with_b = (self._encode_with([prompt], label)[0] for label in LABELS)
         position = _common_length(with_a, with_b)
         if len(with_a) == len(with_b) and position < len(with_a) and with_a[position + 1 :] == with_b[position + 1 :]:
             return position, (with_a[position], with_b[position])

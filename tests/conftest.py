@@ -1,5 +1,6 @@
 """Fixtures that several test files share: no network, no GPU, small tokenizers made here, real ones where they lie."""
 
+import logging
 import os
 
 # Before any import of a library that reads them.
@@ -171,3 +172,28 @@ def mistral_v1_tokenizer(tmp_path_factory):
         json.dumps({"tokenizer_class": "LlamaTokenizer", "legacy": True, "pad_token": "<unk>"})
     )
     return LlamaTokenizer.from_pretrained(folder)
+
+
+@pytest.fixture(scope="session")
+def axolotl_runs():
+    """The process that training runs are forked from."""
+    from axolotl_runs import AxolotlRuns
+
+    runs = AxolotlRuns()
+    yield runs
+    runs.close()
+
+
+@pytest.fixture
+def plugin_log():
+    """The records that the plugin logs, each once, however axolotl has arranged the logging of this process."""
+    records: list[logging.LogRecord] = []
+    handler = logging.Handler()
+    handler.emit = records.append
+    logger = logging.getLogger("axolotl.pair_pm")
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    yield records
+    logger.removeHandler(handler)
+    logger.setLevel(level)

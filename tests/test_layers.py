@@ -14,11 +14,20 @@ LAYERS = (
     *("errors", "prompt", "preference", "preference_formats", "preference_source", "tokens", "recipe", "checkpoint"),
     *("pair_conversion", "pair_spool", "pair_summary", "pair_workers", "pair_index", "pair_output", "pair_dataset"),
     *("engines", "ranking", "scoring", "evaluation", "report", "rewards", "serving"),
-    *("command_line", "saved_model", "training", "cpu_ranks"),
+    *("command_line", "saved_model", "merging", "pair_loss", "pair_rows", "both_orders", "prepared_rows", "resuming"),
+    *("pair_batches", "live_numbers", "training_report", "pair_trainer"),
+    *("old_config", "config_check", "row_survey", "row_report"),
+    *("training_check", "training", "cpu_ranks"),
 )
 HEAVY = {"torch", "transformers", "axolotl", "datasets"}
-# They subclass axolotl's plugin or torch's module; nothing imports them before they are needed.
-HEAVY_THEMSELVES = {"pair_pm.training", "pair_pm.cpu_ranks", "pair_pm.engines.transformers_engine"}
+# They subclass axolotl's or torch's classes; nothing imports them before they are needed.
+HEAVY_THEMSELVES = {"pair_pm.engines.transformers_engine"} | {
+    f"pair_pm.{name}"
+    for name in (
+        *("training", "pair_trainer", "live_numbers", "pair_batches", "pair_loss"),
+        *("pair_rows", "both_orders", "prepared_rows", "cpu_ranks"),
+    )
+}
 
 MODULES = {
     ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__"): path

@@ -54,7 +54,9 @@ def test_every_flag_in_the_prose_belongs_to_a_script_or_to_a_training_config():
     for script in ("process_pair_data", "prepare_model", "serve_pair_rm", "evaluate_pair_rm"):
         source = (ROOT / f"{script}.py").read_text() + (ROOT / "pair_pm/command_line.py").read_text()
         known |= set(re.findall(r'"--([a-z-]+)"', source))
-    known |= {"nproc-per-node", "master-port", "no-build-isolation", "no-deps"}
+    known |= set(re.findall(r'"--([a-z-]+)"', (ROOT / "pair_pm/training.py").read_text()))
+    known |= {"nproc-per-node", "master-port", "nnodes", "rdzv-backend", "rdzv-id", "rdzv-endpoint"}  # torchrun's
+    known |= {"no-build-isolation", "no-deps", "lora-model-dir"}
     shown = {flag.replace("_", "-") for flag in re.findall(r"--([a-z][a-z_-]+)", README)}
     assert shown - known == set()
 

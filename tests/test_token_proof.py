@@ -19,6 +19,7 @@ import pytest
 import yaml
 from conftest import ROOT, make_small_tokenizer, with_chat_template
 
+from pair_pm.pair_rows import PairRows
 from pair_pm.preference import PreferencePair, parse_standard, render_pair
 from pair_pm.prompt import LABELS, render_prompt
 from pair_pm.tokens import PromptEncoder, dated_formats, find_forgeable_text, freeze_date
@@ -252,6 +253,8 @@ def assert_served_as_packed(tokenizer, rows, preprocess) -> PromptEncoder:
         expected = encoder.labels.label_ids[LABELS.index(row["messages"][1]["content"])]
         assert labels[len(fed)] == ids[len(fed)] == expected
         assert len(ids) == length
+    ours = PairRows(encoder, "pairs.jsonl", 100_000).tokenize({"messages": [row["messages"] for row in rows]})
+    assert list(zip(ours["input_ids"], ours["labels"], strict=True)) == packed
     return encoder
 
 

@@ -1,10 +1,10 @@
-"""Training for real, small: axolotl under torchrun, with one rank and two, plainly and with each DeepSpeed stage."""
+"""Training for real, small: axolotl under torchrun, one rank and two, plainly, with each DeepSpeed stage and FSDP2."""
 
 import gzip
 import json
 import os
+import socket
 import subprocess
-import sys
 from itertools import islice
 from pathlib import Path
 
@@ -13,89 +13,19 @@ import pytest
 import yaml
 from conftest import LLAMA3_TEMPLATE, ROOT, make_small_tokenizer, with_chat_template
 from tiny_models import LLAMA3_MARKS, save_tiny_checkpoint
+from workshop import (
+    ENVIRONMENT,
+    STEPS,
+    Workshop,
+    assert_scores_as_last_evaluated,
+    launch_line,
+    losses,
+    make_tokenizer,
+    read_log,
+    score,
+)
 
-STEPS = 6
 DATED_TEMPLATE = "{{ strftime_now('%Y-%m-%d') }}" + LLAMA3_TEMPLATE
-
-
-def make_tokenizer():
-    return make_small_tokenizer(LLAMA3_TEMPLATE, LLAMA3_MARKS, split="llama3")
-
-
-def write_preferences(path: Path, pairs: int = 64) -> Path:
-    rows = []
-    for number in range(pairs):
-        context = [{"role": "user", "content": f"Say {number} kindly."}]
-        sides = {"chosen": f"Gladly: {number}.", "rejected": "No, " + "never " * (number % 7)}
-        rows.append({k: [*context, {"role": "assistant", "content": v}] for k, v in sides.items()})
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
-
-
-class Workshop:
-    """A tiny base model and A/B data, and runs of config/tiny-cpu.yml on them."""
-
-    def __init__(self, folder: Path, preferences: Path, max_length: int = 1024):
-        from pair_pm.pair_conversion import ConversionOptions
-        from pair_pm.pair_dataset import build_pair_dataset
-
-        self.folder = folder
-        self.base = save_tiny_checkpoint(folder / "base", tokenizer=make_tokenizer())
-        options = ConversionOptions(both_orders=True, tokenizer=str(self.base), max_length=max_length)
-        build_pair_dataset([str(preferences)], str(folder / "pairs.jsonl"), options)
-
-    def train(self, name: str, ranks: int = 1, deepspeed: int | None = None, **overrides) -> Path:
-        """Train in a process group of its own, and return the output folder."""
-        config = yaml.safe_load((ROOT / "config/tiny-cpu.yml").read_text(encoding="utf-8"))
-        stanza = config["datasets"][0] | {"path": str(self.folder / "pairs.jsonl")}
-        output = self.folder / name
-        config |= {
-            "base_model": str(self.base),
-            "datasets": [stanza],
-            "dataset_prepared_path": str(self.folder / "tokenized"),
-            "output_dir": str(output),
-            "sequence_len": 1024,
-            "max_steps": STEPS,
-            "micro_batch_size": 4,
-            "gradient_accumulation_steps": 1,
-            "save_strategy": "steps",
-            "save_steps": STEPS // 2,
-            "logging_steps": 1,
-            "learning_rate": 1e-3,
-            **overrides,
-        }
-        path = self.folder / f"{name}.yml"
-        path.write_text(yaml.safe_dump(config), encoding="utf-8")
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
-        command += ["-m", "axolotl.cli.train", str(path)]
-        if deepspeed:
-            command += ["--deepspeed", f"deepspeed_configs/deepspeed_{deepspeed}.json"]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(
-            command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600, check=False
-        )
-        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-        return output
-
-
-def read_log(output: Path) -> list[dict]:
-    """Return what the trainer logged at each step."""
-    state = json.loads((output / f"checkpoint-{STEPS}/trainer_state.json").read_text(encoding="utf-8"))
-    return [entry for entry in state["log_history"] if "loss" in entry]
-
-
-def losses(output: Path) -> list[float]:
-    return [entry["loss"] for entry in read_log(output)]
-
-
-def score(output: Path) -> np.ndarray:
-    """Return the label log-probabilities of a saved model on prompts of its own training data."""
-    from pair_pm import PairScorer
-
-    scorer = PairScorer.from_pretrained(str(output))
-    lines = (output.parent / "pairs.jsonl").read_text(encoding="utf-8").splitlines()[:20]
-    prompts = [json.loads(line)["messages"][0]["content"] for line in lines]
-    return scorer.engine.label_logprobs(scorer.encoder.encode(prompts))
 
 
 def split_at_label(row: dict) -> tuple[tuple[int, ...], int]:
@@ -105,14 +35,13 @@ def split_at_label(row: dict) -> tuple[tuple[int, ...], int]:
 
 
 @pytest.fixture(scope="module")
-def workshop(tmp_path_factory) -> Workshop:
-    folder = tmp_path_factory.mktemp("workshop")
-    return Workshop(folder, write_preferences(folder / "preferences.jsonl"))
+def workshop(tmp_path_factory, axolotl_runs) -> Workshop:
+    return Workshop(tmp_path_factory.mktemp("workshop"), axolotl_runs)
 
 
 @pytest.fixture(scope="module")
 def plain_ranks(workshop) -> Path:
-    return workshop.train("two_ranks", ranks=2)
+    return workshop.launch("two_ranks", ranks=2, **workshop.evaluated)
 
 
 def test_two_ranks_follow_the_loss_of_one_rank_that_accumulates_twice(workshop, plain_ranks):
@@ -127,10 +56,72 @@ def test_both_ranks_train_their_own_rows_one_label_each(plain_ranks):
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_deepspeed_over_two_ranks_trains_and_saves_as_plain_ranks_do(workshop, plain_ranks, stage):
-    output = workshop.train(f"zero_{stage}", ranks=2, deepspeed=stage)
+    output = workshop.launch(f"zero_{stage}", ranks=2, deepspeed=stage, **workshop.evaluated)
     assert losses(output) == pytest.approx(losses(plain_ranks), rel=1e-3)
     assert [entry["tokens/trainable"] for entry in read_log(output)][-1] == 8 * STEPS
-    np.testing.assert_allclose(score(output), score(plain_ranks), atol=1e-3)
+    np.testing.assert_allclose(*(score(model, workshop.prompts()[:20]) for model in (output, plain_ranks)), atol=1e-3)
+    assert_scores_as_last_evaluated(output, workshop.held_out)
+
+
+def test_zero_3_saves_whole_models_at_every_epoch_and_every_few_steps(workshop, plain_ranks):
+    """No save has to be timed before the end: each is the model of its step."""
+    prompts, zero_3 = workshop.prompts()[:20], workshop.folder / "zero_3"
+    for name in ("checkpoint-3", "checkpoint-6"):
+        np.testing.assert_allclose(score(zero_3 / name, prompts), score(plain_ranks / name, prompts), atol=1e-3)
+    epochs = {"max_steps": None, "num_epochs": 2, "save_steps": None, "save_strategy": "epoch", "micro_batch_size": 16}
+    output = workshop.launch("zero_3_epochs", ranks=2, deepspeed=3, **epochs)
+    assert sorted(path.name for path in output.glob("checkpoint-*")) == ["checkpoint-4", "checkpoint-8"]
+    last, first = score(output / "checkpoint-8", prompts), score(output / "checkpoint-4", prompts)
+    np.testing.assert_allclose(score(output, prompts), last, atol=1e-6)
+    assert np.abs(last - first).max() > 0.01
+
+
+def test_fsdp2_over_two_ranks_trains_and_saves_as_plain_ranks_do(workshop, plain_ranks):
+    """By the very keys of the GPU config, in float32: there is no bfloat16 training on a CPU."""
+    config = yaml.safe_load((ROOT / "config/llama3-8b-it-fsdp2.yml").read_text(encoding="utf-8"))
+    sharding = {key: config[key] for key in ("fsdp_version", "fsdp_config", "accelerator_config", "save_only_model")}
+    output = workshop.launch("fsdp2", ranks=2, **sharding, **workshop.evaluated)
+    assert_scores_as_last_evaluated(output, workshop.held_out)
+    # What is logged where label_only_logits fails.
+    assert "computes logits of shape" not in output.with_suffix(".log").read_text(encoding="utf-8")
+    assert (output / f"checkpoint-{STEPS}/pytorch_model_fsdp.bin").exists()  # what FSDP alone writes, to resume from
+    assert losses(output) == pytest.approx(losses(plain_ranks), rel=1e-4)
+    assert [entry["tokens/trainable"] for entry in read_log(output)][-1] == 8 * STEPS
+    np.testing.assert_allclose(*(score(model, workshop.prompts()[:20]) for model in (output, plain_ranks)), atol=1e-3)
+
+
+def test_two_torchrun_agents_that_meet_by_c10d_train_one_model(workshop, plain_ranks):
+    """Two machines in small: an agent each, one rank each, and a rendezvous on loopback."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        meeting = f"127.0.0.1:{free.getsockname()[1]}"
+    options = ["--nnodes", "2", "--nproc_per_node", "1", "--rdzv_backend", "c10d", "--rdzv_id", "pairs"]
+    command = launch_line(workshop.write_config("two_agents"), *options, "--rdzv_endpoint", meeting)
+    # torchrun takes the machine's name for its address, which a machine without a network cannot look up.
+    command[3:3] = ["--local-addr", "127.0.0.1"]
+    logs = [workshop.folder / f"agent_{number}.log" for number in range(2)]
+    agents = []
+    for log in logs:
+        with log.open("w") as file:
+            agents.append(subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stdout=file, stderr=subprocess.STDOUT))
+    codes = [agent.wait(timeout=300) for agent in agents]
+    assert codes == [0, 0], logs[0].read_text()[-3000:] + logs[1].read_text()[-3000:]
+    output = workshop.folder / "two_agents"
+    assert losses(output) == pytest.approx(losses(plain_ranks), rel=1e-5)
+    np.testing.assert_allclose(*(score(model, workshop.prompts()[:20]) for model in (output, plain_ranks)), atol=1e-5)
+
+
+def test_after_preprocessing_training_tokenises_nothing(workshop):
+    keys = {"dataset_prepared_path": str(workshop.folder / "ahead"), **workshop.evaluated}
+    before = workshop.run("ahead_of_time", command="preprocess", **keys)
+    assert before.returncode == 0, before.stdout[-3000:]
+    assert "Tokenizing pairs" in before.stdout
+    prepared = {path: path.stat().st_mtime_ns for path in (workshop.folder / "ahead").rglob("*.arrow")}
+    assert len(prepared) == 2
+    after = workshop.run("ahead_of_time", **keys)
+    assert after.returncode == 0, after.stdout[-3000:]
+    assert "Tokenizing pairs" not in after.stdout
+    assert {path: path.stat().st_mtime_ns for path in (workshop.folder / "ahead").rglob("*.arrow")} == prepared
 
 
 def test_every_save_carries_a_card_that_its_own_tokenizer_confirms(plain_ranks):
@@ -145,7 +136,7 @@ def test_every_save_carries_a_card_that_its_own_tokenizer_confirms(plain_ranks):
 
 
 def test_a_model_trained_on_real_conversations_compares_new_ones_with_the_ids_it_was_trained_on(
-    shared_dir, tmp_path_factory
+    shared_dir, tmp_path_factory, axolotl_runs
 ):
     """Everything through the scripts' own code; the ids from the very rows that axolotl packed for this run."""
     import datasets
@@ -155,10 +146,10 @@ def test_a_model_trained_on_real_conversations_compares_new_ones_with_the_ids_it
     folder = tmp_path_factory.mktemp("real")
     with gzip.open(shared_dir / "data/hh-rlhf.train.jsonl.gz", "rt", encoding="utf-8") as file:
         (folder / "preferences.jsonl").write_text("".join(islice(file, 400)), encoding="utf-8")
-    output = Workshop(folder, folder / "preferences.jsonl").train("model")
+    output = Workshop(folder, axolotl_runs, folder / "preferences.jsonl").train("model")
     scorer = PairScorer.from_pretrained(str(output))
 
-    (prepared,) = (path for path in (folder / "tokenized").iterdir() if path.is_dir())
+    (prepared,) = (path for path in (folder / "tokenized").glob("rows-*/*") if path.is_dir())
     packed = dict(map(split_at_label, datasets.load_from_disk(str(prepared))))
     lines = [json.loads(line) for line in (folder / "pairs.jsonl").read_text(encoding="utf-8").splitlines()]
     served = scorer.encoder.encode([line["messages"][0]["content"] for line in lines])
@@ -203,8 +194,8 @@ def test_a_token_that_content_can_forge_is_refused_unless_the_config_accepts_it(
 def test_the_card_records_what_control_text_was_accepted():
     from axolotl.utils.dict import DictDefault
 
+    from pair_pm.recipe import describe_run
     from pair_pm.tokens import PromptEncoder
-    from pair_pm.training import describe_run
 
     encoder = PromptEncoder(make_small_tokenizer(LLAMA3_TEMPLATE, (*LLAMA3_MARKS, "<strange>"), split="llama3"))
     accepted = describe_run(DictDefault(accept_control_text=True), encoder).accepted_control_text
@@ -216,6 +207,30 @@ def test_a_data_set_with_a_chat_template_of_its_own_is_refused():
 
     with pytest.raises(ConfigError, match=r"pairs\.jsonl: is rendered with a chat template that is not saved"):
         check(make_tokenizer(), datasets=[{"path": "pairs.jsonl", "chat_template": "chatml"}])
+
+
+# ---- float32 weights, in process ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("keys", "dtype"),
+    [
+        ({"fsdp_config": {"reshard_after_forward": True}}, "float32"),
+        ({"fsdp_config": {"reshard_after_forward": True}, "adapter": "lora"}, "bfloat16"),
+        ({"deepspeed": "deepspeed_configs/deepspeed_3.json"}, "bfloat16"),
+        ({}, "bfloat16"),
+    ],
+    ids=["fsdp", "fsdp-lora", "deepspeed", "plain"],
+)
+def test_fsdp_trains_float32_weights_where_all_of_a_model_is_trained(keys, dtype):
+    import torch
+    from axolotl.utils.dict import DictDefault
+
+    from pair_pm.training import PairPMPlugin
+
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.LayerNorm(2)).bfloat16()
+    PairPMPlugin().post_model_load(DictDefault(keys), model)
+    assert {parameter.dtype for parameter in model.parameters()} == {getattr(torch, dtype)}
 
 
 # ---- what was saved -------------------------------------------------------------------------------------------------

@@ -42,6 +42,7 @@ def _make_config(family: str, **overrides):
             },
         ),
         "mistral": (transformers.MistralConfig, {"sliding_window": 16}),
+        "mixtral": (transformers.MixtralConfig, {"num_local_experts": 4, "output_router_logits": True}),
         "qwen2": (transformers.Qwen2Config, {}),
         "qwen3": (transformers.Qwen3Config, {}),
         "gpt2": (transformers.GPT2Config, {}),  # absolute positions

@@ -35,6 +35,14 @@ def run(command: str) -> str:
     return done.stdout
 
 
+def show_table(training_log: str) -> str:
+    """Return the table that a training run ends with."""
+    lines = training_log.splitlines()
+    start = next(number for number, line in enumerate(lines) if line.startswith("Training  "))
+    end = next(number for number, line in enumerate(lines) if number > start and line.startswith("└"))
+    return "\n".join(lines[start : end + 1])
+
+
 def score_bag_of_words() -> float:
     """Return the held-out accuracy of a logistic regression on word counts of the two responses.
 
@@ -64,10 +72,10 @@ def main() -> int:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # so small a model is slower on two threads than on one
     shutil.rmtree(ROOT / RUN, ignore_errors=True)
     run(f"python {HERE}/make_quickstart.py")
-    data = f"--dataset {HERE}/data/preferences.jsonl --output {RUN}/pairs.jsonl --both-orders"
+    data = f"--dataset {HERE}/data/preferences.jsonl --output {RUN}/pairs.jsonl --both-orders --eval-fraction 0.02"
     print(run(f"python process_pair_data.py {data}"))
     print(run(f"python prepare_model.py --model {HERE}/base_model --output {RUN}/prepared"))
-    run("torchrun --nproc_per_node 1 -m axolotl.cli.train config/tiny-cpu.yml")
+    print(show_table(run("torchrun --nproc_per_node 1 -m axolotl.cli.train config/tiny-cpu.yml")))
     metrics = json.loads(run(f"python evaluate_pair_rm.py --model {RUN}/model --dataset {HERE}/data/heldout.jsonl"))
     row = json.loads((ROOT / HERE / "data" / "heldout.jsonl").read_text(encoding="utf-8").splitlines()[0])
     pair = {"messages": row["chosen"][:-1], "response_a": row["chosen"][-1]["content"],
