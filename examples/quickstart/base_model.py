@@ -38,7 +38,7 @@ CHAT_TEMPLATE = (
 )
 
 
-def train_tokenizer(texts: Iterable[str]):
+def train_tokenizer(texts: Iterable[str], vocab_size: int = VOCAB_SIZE, more_special_tokens: Sequence[str] = ()):
     """Return a byte-level BPE tokenizer in the manner of Llama-3: no pad token, and no BOS added by itself."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
@@ -52,8 +52,8 @@ def train_tokenizer(texts: Iterable[str]):
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCAB_SIZE,
-        special_tokens=list(SPECIAL_TOKENS),
+        vocab_size=vocab_size,
+        special_tokens=[*SPECIAL_TOKENS, *more_special_tokens],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
@@ -91,16 +91,16 @@ def build_model(tokenizer, seed: int):
     )
 
 
-def pretrain(model, sequences: Sequence[list[int]], seed: int) -> None:
+def pretrain(model, sequences: Sequence[list[int]], seed: int, steps: int = PRETRAINING_STEPS) -> None:
     """Train the model in place to predict the next token of the sequences."""
     import torch
     from tqdm import trange
 
     draw = random.Random(seed)
     optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.99), weight_decay=0.01)
-    for step in trange(PRETRAINING_STEPS, unit=" steps", desc="pretraining the base model", disable=None):
+    for step in trange(steps, unit=" steps", desc="pretraining the base model", disable=None):
         for group in optimizer.param_groups:
-            group["lr"] = _learning_rate(step)
+            group["lr"] = _learning_rate(step, steps)
         batch = [torch.tensor(ids) for ids in draw.sample(sequences, BATCH_ROWS)]
         ids = torch.nn.utils.rnn.pad_sequence(batch, batch_first=True)
         labels = torch.nn.utils.rnn.pad_sequence(batch, batch_first=True, padding_value=-100)
@@ -110,9 +110,9 @@ def pretrain(model, sequences: Sequence[list[int]], seed: int) -> None:
         optimizer.zero_grad()
 
 
-def _learning_rate(step: int) -> float:
+def _learning_rate(step: int, steps: int) -> float:
     """Return a cosine from the peak to a tenth of it, after a short warm-up."""
-    cosine = 0.5 * (1 + math.cos(math.pi * step / PRETRAINING_STEPS))
+    cosine = 0.5 * (1 + math.cos(math.pi * step / steps))
     return PEAK_LEARNING_RATE * min(1, (step + 1) / WARMUP_STEPS) * (0.1 + 0.9 * cosine)
 
 
