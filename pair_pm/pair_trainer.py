@@ -22,6 +22,8 @@ from pair_pm.training_report import REPORT_NAME, draw_report, make_table
 # A child of axolotl's logger, so that it goes where the rest of the run's log goes.
 logger = logging.getLogger("axolotl.pair_pm")
 
+_PADDING = 64  # lengths of held-out batches are multiples of it
+
 
 class PairTrainer(AxolotlTrainer):
     """Trains on `pair_pm.pair_rows` data, and evaluates on `pair_pm.both_orders` data.
@@ -30,6 +32,9 @@ class PairTrainer(AxolotlTrainer):
     """
 
     def __init__(self, *args, data_collator=None, eval_data_collator=None, eval_dataset=None, **kwargs):
+        # Held-out rows come sorted by length: padded to sequence_len, as training rows may be, they would be several
+        # times the work.
+        eval_data_collator.pad_to_multiple_of = min(eval_data_collator.pad_to_multiple_of or _PADDING, _PADDING)
         super().__init__(
             *args,
             data_collator=PairCollator(data_collator),
