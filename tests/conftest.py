@@ -18,7 +18,6 @@ import copy
 import functools
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import hypothesis
@@ -114,12 +113,6 @@ def with_chat_template(tokenizer, chat_template: str | None):
     tokenizer = copy.copy(tokenizer)
     tokenizer.chat_template = chat_template
     return tokenizer
-
-
-@pytest.fixture(scope="session")
-def small_tokenizer() -> Callable:
-    """The factory of small tokenizers."""
-    return make_small_tokenizer
 
 
 @pytest.fixture(scope="session")
