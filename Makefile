@@ -17,6 +17,8 @@ $(VENV)/installed: requirements.txt requirements-dev.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is required")'
 	@echo "== Installing into $(VENV): about 5 GB, 4 to 5 minutes"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@# fschat asks for it, and what its own setup.py fetches to build itself with is broken; built by pip it is not.
+	$(BIN)/python -m pip install --quiet --use-pep517 wavedrom==2.0.3.post3
 	$(BIN)/python -m pip install --quiet -r requirements.txt -r requirements-dev.txt
 	$(BIN)/python -m pip install --quiet -e . --no-deps
 	@touch $@
