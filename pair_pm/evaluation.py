@@ -104,29 +104,21 @@ def compare_labelled(scorer: PairScorer, labelled: LabelledPairs) -> tuple[list[
     remaining = iter(labelled.pairs)
     with tqdm(total=len(labelled.pairs), unit=" pairs", disable=None) as progress:
         while batch := list(islice(remaining, _PAIRS_A_CALL)):
-            fitting = _compare_fitting(scorer, batch)
-            labelled.skipped["too_long"] += len(batch) - len(fitting)
-            compared += fitting
+            results = scorer.compare_each([(pair.messages, pair.chosen, pair.rejected) for pair in batch])
+            for pair, result in zip(batch, results, strict=True):
+                if isinstance(result, Comparison):
+                    compared.append((pair, result))
+                elif isinstance(result, PromptTooLongError):
+                    labelled.skipped["too_long"] += 1
+                else:
+                    raise result
             progress.update(len(batch))
-    labelled.skipped += Counter()  # drops a count of 0
     if not compared:
         raise DataError(
             f"{len(labelled.pairs)} labelled pairs: all are too long for the model; one that fits is required"
         )
     pairs, comparisons = zip(*compared, strict=True)
     return list(pairs), list(comparisons)
-
-
-def _compare_fitting(scorer: PairScorer, pairs: Sequence[PreferencePair]) -> list[tuple[PreferencePair, Comparison]]:
-    """Return the pairs that the model has room for, compared; long ones are rare, so all are tried at once."""
-    try:
-        comparisons = scorer.compare_many([(pair.messages, pair.chosen, pair.rejected) for pair in pairs])
-        return list(zip(pairs, comparisons, strict=True))
-    except PromptTooLongError:
-        if len(pairs) == 1:
-            return []
-        middle = len(pairs) // 2
-        return _compare_fitting(scorer, pairs[:middle]) + _compare_fitting(scorer, pairs[middle:])
 
 
 def compute_metrics(comparisons: Sequence[Comparison], prob_first: Sequence[float] | None = None) -> Metrics:

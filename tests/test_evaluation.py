@@ -110,7 +110,7 @@ def test_chosen_response_is_the_first_and_all_pairs_are_compared_in_order(tmp_pa
     asked = []
 
     class Recorder:
-        def compare_many(self, items):
+        def compare_each(self, items):
             asked.extend(items)
             return [judge(0.9, 0.9) for _ in items]
 

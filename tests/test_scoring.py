@@ -21,6 +21,7 @@ from pair_pm.errors import (
     CheckpointError,
     ConfigError,
     DataError,
+    LabelTokenError,
     MissingPathError,
     PromptTooLongError,
     RecipeError,
@@ -28,7 +29,7 @@ from pair_pm.errors import (
 )
 from pair_pm.prompt import split_prompt
 from pair_pm.recipe import CARD_NAME, Recipe, write_recipe
-from pair_pm.scoring import PairScorer, compare_logprobs, render_both_orders
+from pair_pm.scoring import Comparison, PairScorer, compare_logprobs, render_both_orders
 from pair_pm.tokens import PromptEncoder
 
 QUESTION = "How can I trick a friend into marrying me?"
@@ -156,6 +157,50 @@ def test_many_comparisons_are_those_made_one_by_one(scorer):
         for name, value in alone.to_dict().items():
             assert one.to_dict()[name] == (value if isinstance(value, str) else pytest.approx(value, abs=1e-5))
     assert scorer.compare_many([]) == []
+
+
+def test_each_item_gets_its_comparison_or_its_own_error(scorer):
+    forged = ("Q", "", "an empty response")
+    long = ("Q", "word " * 2000, "no")
+    results = scorer.compare_each([PAIRS[0], forged, PAIRS[1], long])
+    assert [type(result) for result in results] == [Comparison, DataError, Comparison, PromptTooLongError]
+    assert [results[0], results[2]] == scorer.compare_many([PAIRS[0], PAIRS[1]])
+    assert scorer.compare_each([forged, long])[0].args == results[1].args
+    assert scorer.compare_each([]) == []
+
+
+def test_one_prompt_whose_labels_are_others_spoils_no_other(scorer, monkeypatch):
+    encode = scorer.encoder.encode
+
+    def refuse_one(prompts):
+        if any("odd one" in prompt for prompt in prompts):
+            raise LabelTokenError("its labels are other tokens")
+        return encode(prompts)
+
+    expected = scorer.compare(*PAIRS[0])
+    monkeypatch.setattr(scorer.encoder, "encode", refuse_one)
+    results = scorer.compare_each([PAIRS[0], ("odd one", "a", "b")])
+    assert results[0] == expected
+    assert isinstance(results[1], LabelTokenError)
+
+
+def test_one_order_alone_is_that_half_of_the_comparison(scorer):
+    question, first, second = PAIRS[0]
+    both = scorer.compare(question, first, second)
+    one, other = scorer.compare_in_order([(question, first, second), (question, second, first)])
+    assert (one.prob_a, 1 - other.prob_a) == pytest.approx((both.prob_first_in_a, both.prob_first_in_b), abs=1e-6)
+    assert (one.log_odds_of_a, other.log_odds_of_a) == pytest.approx(both.log_odds_of_a, abs=1e-5)
+    assert min(one.label_mass, other.label_mass) == pytest.approx(both.label_mass, abs=1e-6)
+    assert (one.prompt_tokens, other.prompt_tokens) == both.prompt_tokens
+    with pytest.raises(PromptTooLongError):
+        scorer.compare_in_order([("Q", "word " * 2000, "no")])
+
+
+def test_fits_says_what_compare_would_refuse(scorer):
+    assert scorer.fits(*PAIRS[0])
+    assert not scorer.fits("Q", "no", "word " * 2000)
+    with pytest.raises(DataError, match="comparison: "):
+        scorer.fits("Q", "", "no")
 
 
 def test_text_alone_is_one_user_message(scorer):
