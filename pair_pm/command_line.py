@@ -30,6 +30,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     add("--dtype", choices=("float32", "bfloat16", "float16"),
         help="default: the checkpoint's own on a GPU, float32 on a CPU")  # fmt: skip
     add("--attn-implementation", help="for example flash_attention_2 (default: transformers' choice)")
+    add("--max-batch-tokens", type=int, help="most tokens scored at once (default: what suits the device)")
     add("--accept-control-text", action="store_true",
         help="serve a model whose special tokens or turn marks content could forge")  # fmt: skip
 
@@ -44,5 +45,6 @@ def load_scorer(arguments: argparse.Namespace) -> PairScorer:
         device=arguments.device,
         dtype=arguments.dtype,
         attn_implementation=arguments.attn_implementation,
+        max_batch_tokens=arguments.max_batch_tokens,
         accept_control_text=arguments.accept_control_text,
     )

@@ -119,6 +119,7 @@ class PairScorer:
         profile: str = "native",
         adapter: str | None = None,
         temperature: float | None = None,
+        max_batch_tokens: int | None = None,
         accept_control_text: bool = False,
         **load_options,
     ) -> "PairScorer":
@@ -130,18 +131,21 @@ class PairScorer:
             profile: "native", or "rlhflow" for checkpoints of the published training, which saw no BOS.
             adapter: Folder or hub name of a PEFT adapter; its tokenizer and card are used where it has them.
             temperature: Instead of the card's.
+            max_batch_tokens: Of the engine in this process; default: what suits the device.
             accept_control_text: Serve a model whose special tokens or turn marks content can forge.
             load_options: `device`, `dtype`, `attn_implementation` of `pair_pm.checkpoint.load_model`.
         Raises:
             MissingPathError, CheckpointError: there is no such checkpoint, or it is no causal LM.
             TemplateError: its chat template cannot carry the format safely.
             RecipeError: its card does not describe it.
-            ConfigError: the temperature is out of range, or the device is not there.
+            ConfigError: the temperature or batch size is out of range, or the device is not there.
         """
         from pair_pm.checkpoint import find_file, load_config, load_model, load_tokenizer
 
         if temperature is not None and not (temperature > 0 and math.isfinite(temperature)):
             raise ConfigError(f"temperature {temperature}: a finite number above 0 is required")
+        if max_batch_tokens is not None and max_batch_tokens < 1:
+            raise ConfigError(f"max_batch_tokens {max_batch_tokens}: at least 1 is required")
         load_config(name)  # a wrong kind of checkpoint is said first, in one line
         has_own_tokenizer = adapter is not None and find_file(adapter, "tokenizer_config.json") is not None
         encoder = PromptEncoder(load_tokenizer(adapter if has_own_tokenizer else name), profile)
@@ -151,7 +155,8 @@ class PairScorer:
         if engine is None:
             from pair_pm.engines.transformers_engine import TransformersEngine
 
-            engine = TransformersEngine(load_model(name, adapter=adapter, **load_options), encoder.labels.label_ids)
+            model = load_model(name, adapter=adapter, **load_options)
+            engine = TransformersEngine(model, encoder.labels.label_ids, max_batch_tokens)
         if temperature is not None:
             recipe = replace(recipe, temperature=temperature)
         return cls(engine, encoder, recipe)

@@ -129,14 +129,14 @@ class PromptEncoder:
         before = [ids[:position] for ids, (position, _) in zip(sequences, found, strict=True)]
         return LabelTokens(
             label_ids=found[0][1],
-            header_ids=tuple(before[0][len(before[0]) - _common_length(before[0][::-1], before[1][::-1]) :]),
+            header_ids=tuple(before[0][len(before[0]) - common_length(before[0][::-1], before[1][::-1]) :]),
             closing_ids=tuple(sequences[0][found[0][0] + 1 :]),
             bos_count=_count_leading(before[0], self.tokenizer.bos_token_id),
         )
 
     def _locate_label(self, prompt: str) -> tuple[int, tuple[int, int]]:
         with_a, with_b = (self._encode_with([prompt], label)[0] for label in LABELS)
-        position = _common_length(with_a, with_b)
+        position = common_length(with_a, with_b)
         if len(with_a) == len(with_b) and position < len(with_a) and with_a[position + 1 :] == with_b[position + 1 :]:
             return position, (with_a[position], with_b[position])
         shown = [self.tokenizer.convert_ids_to_tokens(ids[max(0, position - 4) :]) for ids in (with_a, with_b)]
@@ -241,7 +241,8 @@ def refuse_forgeable_text(tokenizer, accepted: Collection[str] = ()) -> None:
         )
 
 
-def _common_length(one: Sequence[int], other: Sequence[int]) -> int:
+def common_length(one: Sequence[int], other: Sequence[int]) -> int:
+    """Return how many ids two sequences start with in common."""
     length = 0
     for left, right in zip(one, other, strict=False):
         if left != right:

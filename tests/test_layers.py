@@ -21,7 +21,7 @@ LAYERS = (
 )
 HEAVY = {"torch", "transformers", "axolotl", "datasets"}
 # They subclass axolotl's or torch's classes; nothing imports them before they are needed.
-HEAVY_THEMSELVES = {"pair_pm.engines.transformers_engine"} | {
+HEAVY_THEMSELVES = {"pair_pm.engines.transformers_engine", "pair_pm.engines.tree_attention"} | {
     f"pair_pm.{name}"
     for name in (
         *("training", "pair_trainer", "live_numbers", "pair_batches", "pair_loss"),

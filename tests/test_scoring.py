@@ -417,6 +417,12 @@ def test_temperature_out_of_range_is_refused(checkpoint, temperature):
         PairScorer.from_pretrained(str(checkpoint), temperature=temperature)
 
 
+def test_batch_size_reaches_the_engine_and_is_checked(checkpoint):
+    assert PairScorer.from_pretrained(str(checkpoint), max_batch_tokens=77).engine.max_batch_tokens == 77
+    with pytest.raises(ConfigError, match="max_batch_tokens 0: at least 1 is required"):
+        PairScorer.from_pretrained(str(checkpoint), max_batch_tokens=0)
+
+
 def test_control_text_that_escapes_is_refused_unless_the_caller_or_the_card_accepts_it(tmp_path):
     tokenizer = make_small_tokenizer(CHATML, ("<|im_start|>", "<|im_end|>", "@@secret@@"))
     folder = save_tiny_checkpoint(tmp_path / "model", "llama", tokenizer)

@@ -3,12 +3,16 @@
 import numpy as np
 import pytest
 import torch
+import transformers
 from tiny_models import FAMILIES, make_tiny_model
 
 from pair_pm.engines.transformers_engine import TransformersEngine
+from pair_pm.errors import PromptTooLongError
 
 LABEL_IDS = (33, 34)
 VOCABULARY = 640
+TINY = {"vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+TINY |= {"num_attention_heads": 4, "num_key_value_heads": 2, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 # One token, two of a length, shorter and far longer than the sliding windows of 16.
 LENGTHS = (40, 1, 7, 90, 7, 17, 64, 3)
 
@@ -106,27 +110,151 @@ def test_close_labels_in_bfloat16_are_no_tie(prompts):
     assert np.all(found[:, 0] != found[:, 1])
 
 
-def test_token_limit_splits_batches_and_changes_no_number(prompts):
-    widths = []
-
-    def record(module, args, kwargs):
-        widths.append(tuple(kwargs["input_ids"].shape))
-
+def test_token_limit_splits_batches_and_changes_no_number(shared_prompts):
     model = make_tiny_model("llama", vocab_size=VOCABULARY)
-    model.register_forward_pre_hook(record, with_kwargs=True)
-    together = TransformersEngine(model, LABEL_IDS).label_logprobs(prompts)
-    assert widths == [(8, 90)]
-    widths.clear()
-    split = TransformersEngine(model, LABEL_IDS, max_batch_tokens=64).label_logprobs(prompts)
-    # Longest first: 90 is beyond the limit and goes alone; 64 and 40 fill it alone; three of 17; the rest.
+    together = TransformersEngine(model, LABEL_IDS)
+    expected = together.label_logprobs(shared_prompts)
+    widths = record_widths(model)
+    engine = TransformersEngine(make_tiny_model("llama", vocab_size=VOCABULARY), LABEL_IDS, max_batch_tokens=120)
+    widths = record_widths(engine.model)
+    found = engine.label_logprobs(shared_prompts)
+    assert len(widths) > 1
+    assert all(rows == 1 and tokens <= 120 for rows, tokens in widths)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+
+
+def test_padded_batches_hold_the_longest_first_and_split_by_tokens(prompts):
+    model = make_tiny_model("llama", vocab_size=VOCABULARY)
+    expected = score_slowly(model, prompts)
+    engine = TransformersEngine(forget_branching(model), LABEL_IDS, max_batch_tokens=64)
+    widths = record_widths(model)
+    np.testing.assert_allclose(engine.label_logprobs(prompts), expected, rtol=0, atol=1e-5)
+    # 90 is beyond the limit and goes alone; 64 and 40 fill it alone; three of 17; the rest.
     assert widths == [(1, 90), (1, 64), (1, 40), (3, 17), (2, 3)]
-    np.testing.assert_allclose(split, together, rtol=0, atol=1e-5)
 
 
-def test_largest_batch_comes_first_so_that_memory_runs_out_at_once():
+def record_widths(model) -> list[tuple[int, ...]]:
+    """Return a list that takes the shape of each forward pass from here on."""
+    widths: list[tuple[int, ...]] = []
+    model.register_forward_pre_hook(
+        lambda module, args, kwargs: widths.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+    )
+    return widths
+
+
+def forget_branching(model):
+    """Return the model with an attention that it will not change."""
+    model.set_attn_implementation = lambda name: None
+    return model
+
+
+# ---- shared prefixes ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def shared_prompts() -> list[list[int]]:
+    """Both orders of pairs behind one context, a ranking, a prompt within another and strangers; in no order."""
+    random = np.random.default_rng(1)
+    context, *responses = (random.integers(3, VOCABULARY, size=length).tolist() for length in (40, 20, 7, 33))
+    stranger = random.integers(3, VOCABULARY, size=25).tolist()
+    ranked = [[*context, *one, 5, *other] for one in responses for other in responses if one != other]
+    return [stranger, *ranked, [*context, *responses[0]], context, stranger[:12]]
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("name", [*FAMILIES, "gemma3", "mixtral"])
+def test_shared_prefixes_are_computed_once_and_change_no_number(name, attention, shared_prompts):
+    if (name, attention) == ("gemma2", "sdpa"):
+        pytest.skip("SDPA leaves Gemma-2's cap out, so load_model never picks it")
+    model = make_tiny_model(name, vocab_size=VOCABULARY)
+    model.set_attn_implementation(attention)
+    expected = score_slowly(model, shared_prompts)
+    engine = TransformersEngine(model, LABEL_IDS)
+    assert engine.shares_prefixes
+    np.testing.assert_allclose(engine.label_logprobs(shared_prompts), expected, rtol=0, atol=1e-5)
+    assert engine.tokens_computed == len({tuple(ids[:end]) for ids in shared_prompts for end in range(1, len(ids) + 1)})
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        (transformers.BloomConfig(hidden_size=32, n_layer=2, n_head=4, vocab_size=VOCABULARY), "differ by"),  # ALiBi
+        (transformers.MambaConfig(hidden_size=32, num_hidden_layers=2, vocab_size=VOCABULARY), "differ by"),  # a state
+        (
+            # Its windows reach the attention as masks alone.
+            transformers.Qwen2MoeConfig(
+                **TINY, num_experts=4, use_sliding_window=True, sliding_window=64, max_window_layers=1,
+                moe_intermediate_size=32, shared_expert_intermediate_size=32
+            ),
+            "attend within",
+        ),
+        (
+            transformers.Llama4TextConfig(
+                **TINY, head_dim=8, num_local_experts=2, intermediate_size_mlp=64, attention_chunk_size=64,
+            ),
+            "chunked_attention",
+        ),
+    ],
+    ids=lambda value: type(value).__name__ if not isinstance(value, str) else "",
+)  # fmt: skip
+def test_model_that_cannot_branch_is_fed_padded_batches_and_says_so_once(config, reason, shared_prompts, caplog):
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    expected = score_slowly(model, shared_prompts)
+    engine = TransformersEngine(model, LABEL_IDS)
+    for _ in range(2):
+        np.testing.assert_allclose(engine.label_logprobs(shared_prompts), expected, rtol=0, atol=1e-5)
+    assert not engine.shares_prefixes
+    [record] = [record for record in caplog.records if record.name.startswith("pair_pm")]
+    assert type(model).__name__ in record.message
+    assert reason in record.message
+    assert "padded batches" in record.message
+
+
+def test_window_is_that_of_each_prompt_not_of_the_packed_sequence():
+    # The second prompt's own tokens stand 60 tokens behind the prefix that they share; a window of 16 sees it still.
+    random = np.random.default_rng(2)
+    shared, long, short = (random.integers(3, VOCABULARY, size=length).tolist() for length in (10, 60, 4))
+    prompts = [[*shared, 3, *long], [*shared, 4, *short]]
+    model = make_tiny_model("mistral", vocab_size=VOCABULARY)
+    expected = score_slowly(model, prompts)
+    np.testing.assert_allclose(TransformersEngine(model, LABEL_IDS).label_logprobs(prompts), expected, atol=1e-5)
+
+
+# ---- memory ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("branches", [True, False])
+def test_batches_are_halved_where_memory_runs_out_and_nothing_is_lost(branches, shared_prompts, caplog):
     model = make_tiny_model("llama", vocab_size=VOCABULARY)
-    batches = list(TransformersEngine(model, LABEL_IDS, max_batch_tokens=20)._batches([[1] * n for n in (2, 9, 5, 4)]))
-    assert batches == [[1, 2], [3, 0]]
+    expected = score_slowly(model, shared_prompts)
+    engine = TransformersEngine(model if branches else forget_branching(model), LABEL_IDS)
+    caplog.clear()
+    limit_memory(model, tokens=128)
+    np.testing.assert_allclose(engine.label_logprobs(shared_prompts), expected, rtol=0, atol=1e-5)
+    assert all("out of memory: batches have at most" in record.message for record in caplog.records)
+    assert caplog.records
+
+
+def test_prompt_that_no_memory_holds_is_an_error_that_says_so(shared_prompts):
+    model = make_tiny_model("llama", vocab_size=VOCABULARY)
+    engine = TransformersEngine(model, LABEL_IDS)
+    limit_memory(model, tokens=80)
+    with pytest.raises(PromptTooLongError, match=r"prompt of 94 tokens: the memory of cpu does not hold"):
+        engine.label_logprobs(shared_prompts)
+
+
+def limit_memory(model, tokens: int) -> None:
+    """Let the model fail on larger inputs as torch does: a real allocation that no machine grants."""
+
+    def allocate(module, args, kwargs):
+        if kwargs["input_ids"].numel() > tokens:
+            torch.empty(2**60)
+
+    model.register_forward_pre_hook(allocate, with_kwargs=True)
+
+
+# ---- limits ---------------------------------------------------------------------------------------------------------
 
 
 def test_limit_on_tokens_is_the_models_positions():
@@ -144,13 +272,9 @@ def test_head_runs_at_one_position_a_row(prompts):
 
 
 def test_equal_prompts_are_scored_once_and_get_the_very_same_numbers(prompts):
-    widths = []
-    model = make_tiny_model("llama", vocab_size=VOCABULARY)
-    model.register_forward_pre_hook(
-        lambda m, args, kwargs: widths.append(kwargs["input_ids"].shape[0]), with_kwargs=True
-    )
-    found = TransformersEngine(model, LABEL_IDS).label_logprobs([*prompts, *prompts])
-    assert widths == [len(prompts)]
+    engine = TransformersEngine(make_tiny_model("llama", vocab_size=VOCABULARY), LABEL_IDS)
+    found = engine.label_logprobs([*prompts, *prompts])
+    assert engine.tokens_computed == sum(LENGTHS)
     assert np.array_equal(found[: len(prompts)], found[len(prompts) :])
 
 

@@ -41,6 +41,10 @@ def _make_config(family: str, **overrides):
                 "sliding_window": 16,
             },
         ),
+        "gemma3": (
+            transformers.Gemma3TextConfig,
+            {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 16},
+        ),
         "mistral": (transformers.MistralConfig, {"sliding_window": 16}),
         "mixtral": (transformers.MixtralConfig, {"num_local_experts": 4, "output_router_logits": True}),
         "qwen2": (transformers.Qwen2Config, {}),
