@@ -126,7 +126,7 @@ def test_token_limit_splits_batches_and_changes_no_number(shared_prompts):
 def test_padded_batches_hold_the_longest_first_and_split_by_tokens(prompts):
     model = make_tiny_model("llama", vocab_size=VOCABULARY)
     expected = score_slowly(model, prompts)
-    engine = TransformersEngine(forget_branching(model), LABEL_IDS, max_batch_tokens=64)
+    engine = TransformersEngine(model, LABEL_IDS, max_batch_tokens=64, share_prefixes=False)
     widths = record_widths(model)
     np.testing.assert_allclose(engine.label_logprobs(prompts), expected, rtol=0, atol=1e-5)
     # 90 is beyond the limit and goes alone; 64 and 40 fill it alone; three of 17; the rest.
@@ -140,12 +140,6 @@ def record_widths(model) -> list[tuple[int, ...]]:
         lambda module, args, kwargs: widths.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
     )
     return widths
-
-
-def forget_branching(model):
-    """Return the model with an attention that it will not change."""
-    model.set_attn_implementation = lambda name: None
-    return model
 
 
 # ---- shared prefixes ------------------------------------------------------------------------------------------------
@@ -228,7 +222,7 @@ def test_window_is_that_of_each_prompt_not_of_the_packed_sequence():
 def test_batches_are_halved_where_memory_runs_out_and_nothing_is_lost(branches, shared_prompts, caplog):
     model = make_tiny_model("llama", vocab_size=VOCABULARY)
     expected = score_slowly(model, shared_prompts)
-    engine = TransformersEngine(model if branches else forget_branching(model), LABEL_IDS)
+    engine = TransformersEngine(model, LABEL_IDS, share_prefixes=branches)
     caplog.clear()
     limit_memory(model, tokens=128)
     np.testing.assert_allclose(engine.label_logprobs(shared_prompts), expected, rtol=0, atol=1e-5)

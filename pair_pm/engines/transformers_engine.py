@@ -57,13 +57,16 @@ class TransformersEngine:
         label_ids: The ids of "A" and "B".
         max_batch_tokens: Most tokens in a batch; a longer prompt makes a batch of its own. Default: what suits the
             device. Where memory runs out it is halved.
+        share_prefixes: False: padded batches for a model whose layers can branch as well.
 
     Attributes:
-        shares_prefixes: Whether the model's layers can branch.
+        shares_prefixes: Whether it does.
         tokens_computed: How many went through the model so far, padding included.
     """
 
-    def __init__(self, model, label_ids: Sequence[int], max_batch_tokens: int | None = None):
+    def __init__(
+        self, model, label_ids: Sequence[int], max_batch_tokens: int | None = None, share_prefixes: bool = True
+    ):
         self.model = model
         self.max_prompt_tokens = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         self.tokens_computed = 0
@@ -73,8 +76,8 @@ class TransformersEngine:
         self._head = AnswerHead(model.get_output_embeddings())
         model.set_output_embeddings(self._head)
         self._own_attention = model.config._attn_implementation
-        problem = self._share_prefixes()
-        self.shares_prefixes = problem is None
+        problem = self._start_sharing() if share_prefixes else None
+        self.shares_prefixes = share_prefixes and problem is None
         if problem is not None:
             logger.warning("%s: %s; prompts are scored in padded batches", type(model).__name__, problem)
 
@@ -157,7 +160,7 @@ class TransformersEngine:
         self.tokens_computed += inputs["input_ids"].numel()
         return self.model(**inputs, use_cache=False).logits[:, 0].float()
 
-    def _share_prefixes(self) -> str | None:
+    def _start_sharing(self) -> str | None:
         """Give the model an attention that branches and return None, or leave it as it is and return why.
 
         Layers that keep a state, windows that the attention is not told of, and positions that follow the packed
