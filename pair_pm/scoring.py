@@ -209,17 +209,31 @@ class PairScorer:
             raise encoded
         return not isinstance(encoded, PromptTooLongError)
 
-    def rank(self, messages: str | Sequence[Message], responses: Sequence[str]) -> "Ranking":
-        """Return the responses to a conversation from best to worst; every pair is compared."""
+    def rank(
+        self,
+        messages: str | Sequence[Message],
+        responses: Sequence[str],
+        method: str = "round_robin",
+        seed: int = 0,
+        **options,
+    ) -> "Ranking":
+        """Return the responses to a conversation from best to worst; methods and options of `pair_pm.ranking`."""
         from pair_pm.ranking import rank
 
-        return rank(self, messages, responses)
+        return rank(self, messages, responses, method, seed, **options)
 
-    def best_of_n(self, messages: str | Sequence[Message], responses: Sequence[str], seed: int = 0) -> "Best":
-        """Return the winner of a knockout between the responses: one comparison less than there are responses."""
+    def best_of_n(
+        self,
+        messages: str | Sequence[Message],
+        responses: Sequence[str],
+        method: str = "knockout",
+        seed: int = 0,
+        **options,
+    ) -> "Best":
+        """Return the best response: by knockout, one comparison less than there are, or by a method of `rank`."""
         from pair_pm.ranking import best_of_n
 
-        return best_of_n(self, messages, responses, seed)
+        return best_of_n(self, messages, responses, method, seed, **options)
 
     def _compare(self, pairs: Sequence[tuple[_Prompt, _Prompt]]) -> list[Comparison]:
         orders = self._judge([prompt for pair in pairs for prompt in pair])

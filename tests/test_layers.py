@@ -13,7 +13,8 @@ PACKAGE = Path(__file__).resolve().parent.parent / "pair_pm"
 LAYERS = (
     *("errors", "prompt", "preference", "preference_formats", "preference_source", "tokens", "recipe", "checkpoint"),
     *("pair_conversion", "pair_spool", "pair_summary", "pair_workers", "pair_index", "pair_output", "pair_dataset"),
-    *("engines", "ranking", "scoring", "evaluation", "report", "rewards", "serving"),
+    *("engines", "strengths", "ranking_methods", "contest", "ranking"),
+    *("scoring", "evaluation", "report", "rewards", "serving"),
     *("command_line", "saved_model", "merging", "pair_loss", "pair_rows", "both_orders", "prepared_rows", "resuming"),
     *("pair_batches", "live_numbers", "training_report", "pair_trainer"),
     *("old_config", "config_check", "row_survey", "row_report"),
