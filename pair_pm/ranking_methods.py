@@ -96,7 +96,7 @@ def spread_strides(n: int) -> list[int]:
 
     With equally sure verdicts at these distances, the mean variance of the strengths is that of the inverse Laplacian
     of a circulant graph, whose eigenvalues are sums of cosines. The first, 1, joins all; a distance and its
-    complement join the same two in opposite orders, so the complements come last.
+    complement join the same two in opposite orders, as half the ring does by itself, so these come last.
     """
     frequencies = np.arange(1, n)
 
@@ -104,7 +104,7 @@ def spread_strides(n: int) -> list[int]:
         return 2 - 2 * np.cos(2 * np.pi * frequencies * stride / n)
 
     chosen = [1] if n > 1 else []
-    for candidates in (range(2, n // 2 + 1), range(n // 2 + 1, n)):
+    for candidates in (range(2, (n + 1) // 2), range(max(2, (n + 1) // 2), n)):
         remaining = list(candidates)
         while remaining:
             total = sum(map(eigenvalues, chosen))

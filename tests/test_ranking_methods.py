@@ -53,7 +53,7 @@ def test_circular_compares_with_the_next_neighbours():
 def test_spread_strides_are_all_distances_and_new_pairs_come_first(n):
     strides = spread_strides(n)
     assert sorted(strides) == list(range(1, n))
-    assert all(stride <= n // 2 for stride in strides[: n // 2])
+    assert all(stride < n / 2 for stride in strides[: (n - 1) // 2])
 
 
 @pytest.mark.parametrize(("n", "ratio"), [(16, 0.9), (32, 0.65)])
@@ -107,7 +107,7 @@ def test_most_informative_comparisons_are_never_asked_twice(n, seed, in_both_ord
 def test_most_informative_comparisons_are_of_those_that_could_be_the_best():
     first, *rounds = play(most_informative(24, 1, 120, False), judge_by_index)
     assert np.mean(first) == pytest.approx(11.5)
-    assert np.mean([index for pairs in rounds for pair in pairs for index in pair]) > 18
+    assert np.mean([index for pairs in rounds for pair in pairs for index in pair]) > 15
 
 
 def test_rounds_come_from_the_seed():

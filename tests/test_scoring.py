@@ -226,6 +226,9 @@ def test_rank_and_best_of_n_are_there_for_three_lines_of_python(checkpoint):
     responses = ["yes", "no", "maybe"]
     assert sorted(scorer.rank(QUESTION, responses).order) == [0, 1, 2]
     assert scorer.best_of_n(QUESTION, responses).index in (0, 1, 2)
+    in_one_order = scorer.rank(QUESTION, responses, method="chordal", budget=6)  # all six ordered pairs
+    assert (in_one_order.calls, in_one_order.tokens) == (6, scorer.rank(QUESTION, responses).tokens)
+    assert scorer.best_of_n(QUESTION, responses, method="swiss", budget=3).calls == 3
 
 
 # ---- arithmetic -----------------------------------------------------------------------------------------------------
