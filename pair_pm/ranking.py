@@ -184,7 +184,8 @@ def _conclude(contest: Contest, places: Sequence[int], method: str, seed: int, r
     if pairs and not contest.in_both_orders:
         shares = remove_slot_offset(n, pairs, shares)
     strengths = fit_strengths(n, pairs, shares)
-    intervals = bootstrap_intervals(strengths, pairs, shares, resamples, seed) if resamples else []
+    fitted = n - 1 if contest.in_both_orders else n  # the slot's offset too
+    intervals = bootstrap_intervals(strengths, pairs, shares, fitted, resamples, seed) if resamples else []
     strengths = strengths[list(places)]
     shift = strengths.mean()  # not 0 where equal responses stood as one
     return Ranking(

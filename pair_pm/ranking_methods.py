@@ -8,6 +8,7 @@ Methods that compare in one order alone give each candidate slot A as often as s
 one of its verdicts it takes from another.
 """
 
+import functools
 import math
 import random
 from collections.abc import Generator, Sequence
@@ -91,7 +92,8 @@ def most_informative(n: int, seed: int, budget: int, in_both_orders: bool) -> Ro
         match_round = _pick_informative(record, min(left, math.ceil(n / 4)))
 
 
-def spread_strides(n: int) -> list[int]:
+@functools.cache  # groups of one size are many
+def spread_strides(n: int) -> tuple[int, ...]:
     """Return all distances on a ring, each next one that which leaves the least variance with those before it.
 
     With equally sure verdicts at these distances, the mean variance of the strengths is that of the inverse Laplacian
@@ -111,7 +113,7 @@ def spread_strides(n: int) -> list[int]:
             best = min(remaining, key=lambda stride: (round((1 / (total + eigenvalues(stride))).sum(), 9), stride))
             chosen.append(best)
             remaining.remove(best)
-    return chosen
+    return tuple(chosen)
 
 
 class _Record:
@@ -212,7 +214,7 @@ def _take_strides(strides: Sequence[int], n: int, budget: int, in_both_orders: b
     if n > 1 and k < 1:
         required = (2 if in_both_orders else 1) * n
         raise ConfigError(f"budget {budget}: too small for {n} candidates; at least {required} is required")
-    return list(usable[:k])
+    return usable[:k]
 
 
 def _link_ring(ring: list[int], strides: Sequence[int], each_pair_once: bool) -> Round:

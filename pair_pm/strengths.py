@@ -8,6 +8,7 @@ Sources: Bradley and Terry, Biometrika 39 (1952); the advantage of a place: Davi
 the bootstrap by weights, which never takes a design apart: Rubin, Annals of Statistics 9 (1981).
 """
 
+import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -113,22 +114,33 @@ def fit_strengths(n: int, pairs: Sequence[Pair], shares: np.ndarray) -> np.ndarr
 
 
 def bootstrap_intervals(
-    strengths: np.ndarray, pairs: Sequence[Pair], shares: np.ndarray, resamples: int, seed: int
+    strengths: np.ndarray, pairs: Sequence[Pair], shares: np.ndarray, fitted: int, resamples: int, seed: int
 ) -> list[tuple[float, float]]:
     """Return the middle 95% of each strength when the verdicts are given random weights.
 
     It is how far the strengths hang on which comparisons were made. Verdicts that agree with each other have none of
-    it; what the model gets wrong every time, it does not show.
+    it, nor have verdicts that are no more than the strengths, so that nothing checks them; and what the model gets
+    wrong every time, it does not show.
+
+    Args:
+        strengths: That were fitted to the shares, shape (n,).
+        pairs: Indices, shape (m, 2).
+        shares: Of the first of each pair, strictly between 0 and 1, shape (m,).
+        fitted: How many numbers were fitted, by which the verdicts lie closer to the fit than they would otherwise:
+            intervals are widened accordingly.
+        resamples: How often weights are drawn.
+        seed: To draw them with.
     """
-    n = len(strengths)
+    n, m = len(strengths), len(pairs)
     if n == 1:
         return [(0.0, 0.0)]
     draw = np.random.default_rng(seed)
     drawn = [
-        fit(n, pairs, shares, draw.exponential(size=len(shares)), with_offset=False, start=strengths).strengths
+        fit(n, pairs, shares, draw.exponential(size=m), with_offset=False, start=strengths).strengths
         for _ in range(resamples)
     ]
-    return [(float(low), float(high)) for low, high in np.round(np.percentile(drawn, (2.5, 97.5), axis=0), 12).T]
+    widened = strengths + (np.array(drawn) - strengths) * math.sqrt(m / max(m - fitted, 1))
+    return [(float(low), float(high)) for low, high in np.round(np.percentile(widened, (2.5, 97.5), axis=0), 12).T]
 
 
 def find_cycles(n: int, pairs: Sequence[Pair], shares: np.ndarray) -> list[list[int]]:

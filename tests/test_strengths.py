@@ -69,9 +69,21 @@ def test_bootstrap_is_as_wide_as_the_verdicts_vary():
     log_odds = np.random.default_rng(0).normal(0, 0.2, 400)
     pairs, shares = [(0, 1)] * 400, sigmoid(log_odds)
     strengths = fit_strengths(2, pairs, shares)
-    (low, high), _ = bootstrap_intervals(strengths, pairs, shares, 2000, 0)
+    (low, high), _ = bootstrap_intervals(strengths, pairs, shares, 1, 2000, 0)
     assert high - low == pytest.approx(2 * 1.96 * 0.2 / np.sqrt(400) / 2, rel=0.15)
     assert low < strengths[0] < high
+
+
+def test_intervals_hold_the_true_strengths_about_as_often_as_they_say():
+    # Six verdicts on each candidate, each off by the same spread, around nine known strengths, 40 times. Six are few:
+    # 0.89 is measured. Without the widening it is 0.80, and with intervals twice as wide 0.99.
+    draw, truth, held = np.random.default_rng(0), np.linspace(-1, 1, 9), []
+    pairs = [(place, (place + stride) % 9) for stride in (1, 2, 4) for place in range(9)]
+    for _ in range(40):
+        shares = sigmoid([truth[i] - truth[j] + draw.normal(0, 0.5) for i, j in pairs])
+        intervals = bootstrap_intervals(fit_strengths(9, pairs, shares), pairs, shares, 8, 100, 0)
+        held += [low <= one <= high for (low, high), one in zip(intervals, truth, strict=True)]
+    assert 0.84 < np.mean(held) < 0.97
 
 
 @given(st.integers(0, 10_000))
