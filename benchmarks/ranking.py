@@ -14,7 +14,7 @@ seeds. The yardstick is the round robin over all pairs in both orders:
     regret     by how much the round robin's first beats the others more often than the first does, in P(win)
     coverage   how often the 95% interval of a strength holds the round robin's strength
 
-Beside the recorded judge stands a simulated one that is worse than any that was recorded: a quarter of the variance of
+Beside the recorded judge stands a simulated one that is worse than any that was recorded: a fifth of the variance of
 its log-odds is contradiction between pairs, a slot is preferred by 0.5, and by another amount for each pair; all of it
 repeats as a model's errors do. Without a model of its own, the benchmark trains the soft arm of
 benchmarks/real_preferences.py with seed 0.
@@ -260,6 +260,7 @@ def name_figures(name: str, size: int, found: dict[tuple[str, str, int], dict[st
 def draw_plot(name: str, by_size: dict[int, dict[tuple[str, str, int], dict[str, float]]], path: Path) -> None:
     """Draw each figure over tokens, a column for each size, a colour for each method."""
     import matplotlib
+    import matplotlib.ticker
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
@@ -274,17 +275,18 @@ def draw_plot(name: str, by_size: dict[int, dict[tuple[str, str, int], dict[str,
                 points = [f for (m, o, _), f in found.items() if (m, o) == (method, orders) and figure_name in f]
                 label = method if method in ("knockout", "round_robin") else f"{method}, {orders}"
                 axis.plot(
-                    [point["tokens"] for point in points],
+                    [point["tokens"] / 1000 for point in points],
                     [point[figure_name] for point in points],
                     color=colours[method],
                     marker="*" if label == method else "o",
                     linestyle="-" if orders == "one" else ":",
                     label=label,
                 )
-            axis.set_xscale("log")
+            axis.set_xscale("log", base=2)
+            axis.xaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
             axis.set_ylabel(figure_name if column == 0 else "")
         axes[0][column].set_title(f"{name} judge, {size} candidates")
-        axes[-1][column].set_xlabel("prompt tokens a set")
+        axes[-1][column].set_xlabel("thousands of prompt tokens a set")
     axes[0][0].legend(fontsize=7)
     figure.tight_layout()
     figure.savefig(path, dpi=110)
