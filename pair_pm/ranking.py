@@ -187,10 +187,10 @@ def _conclude(contest: Contest, places: Sequence[int], method: str, seed: int, r
     fitted = n - 1 if contest.in_both_orders else n  # the slot's offset too
     intervals = bootstrap_intervals(strengths, pairs, shares, fitted, resamples, seed) if resamples else []
     strengths = strengths[list(places)]
-    shift = strengths.mean()  # not 0 where equal responses stood as one
+    shift = float(strengths.mean())  # not 0 where equal responses stood as one
     return Ranking(
         order=sorted(range(len(places)), key=lambda index: (-round(strengths[index], 7), index)),
-        strengths=[round(float(strength - shift), 12) for strength in strengths],
+        strengths=[round(float(strength) - shift, 12) for strength in strengths],
         intervals=[(intervals[place][0] - shift, intervals[place][1] - shift) for place in places] if intervals else [],
         cycles=[[places.index(index) for index in circle] for circle in find_cycles(n, pairs, shares)],
         comparisons=len(pairs),

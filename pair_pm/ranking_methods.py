@@ -22,7 +22,7 @@ from pair_pm.strengths import Fit, Pair, clip_shares, fit
 Round = list[Pair]
 Rounds = Generator[Round, Sequence[float], None]
 
-# The leader is settled when it lies this many standard errors above everyone else.
+# The leader is settled when it lies this many standard errors above everyone else; equals are settled too.
 _SETTLED = 2.0
 _SAME_STRENGTH = 1e-6
 
@@ -172,28 +172,42 @@ def _pair_neighbours(record: _Record) -> Round:
 def _pick_informative(record: _Record, count: int) -> Round:
     """Return the comparisons, at most count, that say most about who is the best; none where that is settled."""
     estimate, open_pairs = record.fit(), record.list_open_pairs()
-    strengths, covariance = estimate.strengths, np.linalg.inv(estimate.precision)
-    leader = int(np.argmax(strengths))
-    to_leader = np.eye(record.n, record.n + 1)[leader] - np.delete(np.eye(record.n, record.n + 1), leader, axis=0)
-    gaps = strengths[leader] - np.delete(strengths, leader)
-    errors = np.sqrt(record.measure_dispersion(estimate) * np.einsum("ji,ik,jk->j", to_leader, covariance, to_leader))
-    if not open_pairs or (gaps + _SAME_STRENGTH >= _SETTLED * errors).all():
+    covariance = np.linalg.inv(estimate.precision)
+    directions, doubts = _doubt_leader(record, estimate, covariance)
+    if not open_pairs or not len(doubts):
         return []
-    doubts = np.array([math.erfc(gap / max(error, _SAME_STRENGTH)) for gap, error in zip(gaps, errors, strict=True)])
     first, second = np.array(open_pairs).T
-    asked = np.eye(record.n, record.n + 1)[first] - np.eye(record.n, record.n + 1)[second]
-    asked[:, record.n] = not record.in_both_orders
-    noise = 1 / _curve(strengths[first] - strengths[second])
-    chosen = []
+    units = np.eye(record.n, record.n + 1)
+    questions = units[first] - units[second]
+    questions[:, record.n] = not record.in_both_orders  # slot A's offset is in the answer
+    noise = 1 / _curve(estimate.strengths[first] - estimate.strengths[second])
+    chosen: list[int] = []
     while len(chosen) < min(count, len(open_pairs)):
-        spread = asked @ covariance
-        total = noise + (spread * asked).sum(axis=1)
-        gains = doubts @ (to_leader @ spread.T) ** 2 / total
+        spread = questions @ covariance
+        total = noise + (spread * questions).sum(axis=1)
+        gains = doubts @ (directions @ spread.T) ** 2 / total
         gains[chosen] = -1
         best = int(np.argmax(gains))
         chosen.append(best)
         covariance = covariance - np.outer(spread[best], spread[best]) / total[best]  # Sherman and Morrison
     return [open_pairs[index] for index in chosen]
+
+
+def _doubt_leader(record: _Record, estimate: Fit, covariance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the directions from each other candidate to the leader, and how likely each is to be the better one.
+
+    Returns: Shapes (n - 1, n + 1), in strengths and offset, and (n - 1,); nothing where the leader is settled.
+    """
+    leader, units = int(np.argmax(estimate.strengths)), np.eye(record.n, record.n + 1)
+    directions = units[leader] - np.delete(units, leader, axis=0)
+    gaps = directions[:, : record.n] @ estimate.strengths
+    variances = record.measure_dispersion(estimate) * ((directions @ covariance) * directions).sum(axis=1)
+    errors = np.sqrt(np.maximum(variances, 0))
+    if (gaps + _SAME_STRENGTH >= _SETTLED * errors).all():
+        return directions[:0], gaps[:0]
+    return directions, np.array(
+        [math.erfc(gap / max(error, _SAME_STRENGTH)) for gap, error in zip(gaps, errors, strict=True)]
+    )
 
 
 def _curve(log_odds: np.ndarray) -> np.ndarray:

@@ -9,6 +9,7 @@ the bootstrap by weights, which never takes a design apart: Rubin, Annals of Sta
 """
 
 import math
+import random
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -134,7 +135,7 @@ def bootstrap_intervals(
     n, m = len(strengths), len(pairs)
     if n == 1:
         return [(0.0, 0.0)]
-    draw = np.random.default_rng(seed)
+    draw = np.random.default_rng(random.Random(seed).getrandbits(64))  # takes any number, negative ones too
     drawn = [
         fit(n, pairs, shares, draw.exponential(size=m), with_offset=False, start=strengths).strengths
         for _ in range(resamples)

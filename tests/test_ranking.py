@@ -1,5 +1,6 @@
 """More than two responses: `best_of_n` and `rank` over comparers of a few honest lines."""
 
+import json
 import math
 from dataclasses import dataclass
 from itertools import pairwise
@@ -241,6 +242,7 @@ def test_intervals_hold_the_strengths_and_widen_where_verdicts_disagree():
     ranking = rank(Wavering(), "Q", strengths, "circular")
     assert all(low < one < high for one, (low, high) in zip(ranking.strengths, ranking.intervals, strict=True))
     assert ranking == rank(Wavering(), "Q", strengths, "circular")
+    assert ranking.intervals != rank(Wavering(), "Q", strengths, "circular", seed=-1).intervals
     assert rank(Wavering(), "Q", strengths, "circular", resamples=0).intervals == []
 
 
@@ -260,11 +262,12 @@ def test_groups_advance_together_and_do_not_change_each_other(method):
 def test_most_informative_comparisons_stop_when_the_top_is_settled():
     # Verdicts that agree with each other settle it as soon as there is anything to check them by: two a candidate.
     assert rank(PlantedComparer(0.3), "Q", list(range(12)), "budget", budget=100).calls == 24
+    assert rank(PlantedComparer(0.3), "Q", [*range(11), 10 + 1e-9], "budget", budget=100).calls == 24  # two equals
     assert 24 < rank(MoodyComparer(), "Q", list(range(12)), "budget", budget=60).calls <= 60
 
 
 def test_ranking_and_best_go_into_json():
-    ranking = rank(PlantedComparer(), "Q", [0.0, 1.0]).to_dict()
+    ranking = json.loads(json.dumps(rank(MoodyComparer(), "Q", [0.0, 1.0, 2.0]).to_dict()))
     assert list(ranking) == "order strengths intervals cycles comparisons calls tokens method".split()
     assert best_of_n(PlantedComparer(), "Q", [0.0, 1.0]).to_dict() == {
         "index": 1,
