@@ -149,6 +149,7 @@ def rank_many(
     Raises:
         DataError: a group has no response.
         ConfigError: there is no such method, or the budget does not reach around a ring.
+        What the comparer raises on any group: leave out beforehand what does not fit the model.
     """
     _check_options(method, budget, orders)
     in_both_orders = (orders or ("both" if method == "round_robin" else "one")) == "both"
