@@ -1,17 +1,21 @@
-"""Use a trained preference model: compare two responses to a conversation, in both orders.
+"""Use a trained preference model: compare two responses, all pairs of a file, or the candidates of each row of one.
 
     python serve_pair_rm.py compare --model outputs/gemma-2b-it --prompt "What is 2 + 2?" \\
         --response-a "4." --response-b "Who knows."
-    python serve_pair_rm.py compare --model outputs/gemma-2b-it --input pair.json
+    python serve_pair_rm.py score --model outputs/gemma-2b-it --input data/unlabelled.jsonl --output data/scored.jsonl
+    python serve_pair_rm.py rank --model outputs/gemma-2b-it --input data/samples.jsonl --output data/ranked.jsonl
 """
 
 import argparse
 import json
+import shlex
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
-from pair_pm.command_line import add_model_arguments, load_scorer, quieten_libraries
+from pair_pm.command_line import add_model_arguments, describe_model, load_scorer, quieten_libraries
 from pair_pm.errors import DataError, MissingPathError, PairPMError
+from pair_pm.ranking import METHODS, ORDERS
 
 _INPUT_FORM = '{"messages": [{"role": "user", "content": …}, …], "response_a": …, "response_b": …}'
 
@@ -28,13 +32,78 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     compare.add_argument(
         "--input", metavar="FILE", help=f"a conversation and its responses instead, '-' for stdin: {_INPUT_FORM}"
     )
+    score = commands.add_parser("score", help="every pair of a file: its rows with the verdicts")
+    add_model_arguments(score)
+    _add_file_arguments(score, "a conversation and two responses, or chosen and rejected", required=True)
+    score.add_argument("--min-confidence", type=_confidence, metavar="P",
+        help="with --as-preferences: drop pairs whose winner has less probability (default: 0.5)")  # fmt: skip
+    rank = commands.add_parser("rank", help="the candidates of each row of a file: best to worst, with strengths")
+    add_model_arguments(rank)
+    _add_file_arguments(rank, "a conversation and a list of responses", required=False)
+    _add_rank_arguments(rank)
     arguments = parser.parse_args(argv)
+    {"compare": _check_compare, "score": _check_score, "rank": _check_rank}[arguments.command](parser, arguments)
+    return arguments
+
+
+def _add_file_arguments(parser: argparse.ArgumentParser, row: str, *, required: bool) -> None:
+    add = parser.add_argument
+    add("--input", required=True, metavar="FILE",
+        help=f".jsonl, .json (also .gz), .parquet or a save_to_disk folder; a row holds {row}")  # fmt: skip
+    without = "" if required else " (default: JSON lines to stdout)"
+    add("--output", required=required, metavar="FILE", help=f"x.jsonl or x.parquet; beside it x.summary.json{without}")
+    add("--as-preferences", action="store_true",
+        help="write chosen, rejected and prob_chosen by the model's verdicts, not the rows as they came")  # fmt: skip
+    add("--strict", action="store_true", help="stop at the first row that cannot be used; default: its error column")
+    again = parser.add_mutually_exclusive_group()
+    again.add_argument("--resume", action="store_true", help="go on where an interrupted run stopped")
+    again.add_argument("--overwrite", action="store_true", help="replace the output, or what a run left of it")
+
+
+def _add_rank_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--method", choices=METHODS, default="round_robin",
+        help="which candidates are compared (default: round_robin, all pairs)")  # fmt: skip
+    add("--budget", type=int, metavar="N",
+        help="most prompts a row, for the methods that do not compare all pairs (default: 3 a candidate)")  # fmt: skip
+    add("--orders", choices=ORDERS, help="of a compared pair (default: both for round_robin, one for the others)")
+    add("--seed", type=int, default=0, help="of what a method draws (default: 0)")
+    add("--pairs", choices=("best-worst", "all"),
+        help="with --as-preferences: of each row the pair farthest apart (the default), or every pair")  # fmt: skip
+    add("--min-margin", type=float, metavar="X",
+        help="with --as-preferences: drop pairs whose strengths differ by less (default: 0)")  # fmt: skip
+    add("--max-length-ratio", type=float, metavar="R",
+        help="with --as-preferences: drop pairs with one response over R times as long as the other")  # fmt: skip
+
+
+def _confidence(text: str) -> float:
+    value = float(text)
+    if not 0.5 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a probability from 0.5 to 1")
+    return value
+
+
+def _check_compare(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
     texts = (arguments.prompt, arguments.response_a, arguments.response_b)
     if (arguments.input is None) != all(text is not None for text in texts) or (
         arguments.input is not None and any(text is not None for text in texts)
     ):
         parser.error("give either --input, or all of --prompt, --response-a and --response-b")
-    return arguments
+
+
+def _check_score(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    if arguments.min_confidence is not None and not arguments.as_preferences:
+        parser.error("--min-confidence drops preference rows: it needs --as-preferences")
+
+
+def _check_rank(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    choices = (arguments.pairs, arguments.min_margin, arguments.max_length_ratio)
+    if any(choice is not None for choice in choices) and not arguments.as_preferences:
+        parser.error("--pairs, --min-margin and --max-length-ratio choose preference rows: they need --as-preferences")
+    if arguments.budget is not None and arguments.method == "round_robin":
+        parser.error("--budget: round_robin compares all pairs; choose another --method")
+    if arguments.output is None and (arguments.as_preferences or arguments.resume or arguments.overwrite):
+        parser.error("--as-preferences, --resume and --overwrite need --output")
 
 
 def read_input(name: str) -> tuple[object, str, str]:
@@ -48,21 +117,81 @@ def read_input(name: str) -> tuple[object, str, str]:
         raise DataError(f"{name}: {type(error).__name__} {error}; required is JSON like {_INPUT_FORM}") from error
 
 
-def main(argv: list[str] | None = None) -> int:
+def compare(arguments: argparse.Namespace) -> None:
     """Compare, and print the verdict as one JSON object."""
+    if arguments.input is not None:
+        messages, first, second = read_input(arguments.input)
+    else:
+        messages, first, second = arguments.prompt, arguments.response_a, arguments.response_b
+    print(json.dumps(load_scorer(arguments).compare(messages, first, second).to_dict(), indent=2))
+
+
+def score(arguments: argparse.Namespace) -> None:
+    """Score a file, and print the summary as one JSON object."""
+    from pair_pm.score_file import ScoreTask
+
+    min_confidence = arguments.min_confidence or 0.5
+    _complete(arguments, ScoreTask(min_confidence), {"min_confidence": min_confidence})
+
+
+def rank(arguments: argparse.Namespace) -> None:
+    """Rank the rows of a file, and print them, or with an output the summary."""
+    from pair_pm.preference_export import PairChoice
+    from pair_pm.rank_file import RankOptions, RankTask, rank_rows
+    from pair_pm.row_writers import to_json
+
+    choice = PairChoice(arguments.pairs or "best-worst", arguments.min_margin or 0.0, arguments.max_length_ratio)
+    options = RankOptions(arguments.method, arguments.seed, arguments.budget, arguments.orders, choice)
+    if arguments.output is not None:
+        _complete(arguments, RankTask(options), asdict(options))
+        return
+    for row in rank_rows(arguments.input, RankTask(options), load_scorer(arguments), strict=arguments.strict):
+        print(to_json(row).decode(), end="", flush=True)
+
+
+def _complete(arguments: argparse.Namespace, task, options: dict) -> None:
+    from pair_pm.resumable_output import FileRun, complete_file
+
+    run = FileRun(
+        input=arguments.input,
+        output=arguments.output,
+        identity={
+            "command": arguments.command,
+            "as_preferences": arguments.as_preferences,
+            "options": options,
+            "model": describe_model(arguments),
+        },
+        as_preferences=arguments.as_preferences,
+        strict=arguments.strict,
+        resume=arguments.resume,
+        overwrite=arguments.overwrite,
+    )
+    summary = complete_file(run, task, lambda: load_scorer(arguments))
+    if summary.was_finished:
+        print(f"{arguments.output}: was finished already; nothing is left to do", file=sys.stderr)
+    print(json.dumps(asdict(summary), indent=2))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command."""
     arguments = parse_arguments(argv)
     quieten_libraries()
     try:
-        if arguments.input is not None:
-            messages, first, second = read_input(arguments.input)
-        else:
-            messages, first, second = arguments.prompt, arguments.response_a, arguments.response_b
-        comparison = load_scorer(arguments).compare(messages, first, second)
+        {"compare": compare, "score": score, "rank": rank}[arguments.command](arguments)
     except PairPMError as error:
         print(error, file=sys.stderr)
         return 1
-    print(json.dumps(comparison.to_dict(), indent=2))
+    except KeyboardInterrupt:
+        print(f"interrupted{_say_how_to_resume(arguments, argv)}", file=sys.stderr)
+        return 130
     return 0
+
+
+def _say_how_to_resume(arguments: argparse.Namespace, argv: list[str] | None) -> str:
+    if getattr(arguments, "output", None) is None:
+        return ""
+    words = [word for word in (sys.argv[1:] if argv is None else argv) if word not in ("--overwrite", "--resume")]
+    return f"; go on with: {shlex.join(['python', 'serve_pair_rm.py', *words, '--resume'])}"
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import argparse
 import logging
 import os
 import sys
+from pathlib import Path
 
 from pair_pm.scoring import PairScorer
 
@@ -48,3 +49,12 @@ def load_scorer(arguments: argparse.Namespace) -> PairScorer:
         max_batch_tokens=arguments.max_batch_tokens,
         accept_control_text=arguments.accept_control_text,
     )
+
+
+def describe_model(arguments: argparse.Namespace) -> dict[str, object]:
+    """Return what the arguments say of a model's verdicts, as JSON can hold it; where it runs is no part of that."""
+    described = {name: getattr(arguments, name) for name in ("profile", "temperature", "dtype")}
+    for name in ("model", "adapter"):
+        value = getattr(arguments, name)
+        described[name] = str(Path(value).resolve()) if value and Path(value).exists() else value
+    return described

@@ -4,6 +4,7 @@
     ├── DataError            (ValueError)         preference data, or a table of it, cannot be read as such
     ├── MissingPathError     (FileNotFoundError)  a named file, folder or checkpoint is not there
     ├── OutputExistsError    (FileExistsError)    writing would overwrite something that was not asked for
+    ├── UnwritableError      (OSError)            results cannot be written: no room, or no permission
     ├── TemplateError        (ValueError)         the chat template cannot carry the A/B format safely
     │   └── LabelTokenError  (ValueError)         "A" and "B" are not one differing token in it
     ├── PromptTooLongError   (ValueError)         a prompt exceeds what the model was made or trained for
@@ -29,6 +30,10 @@ class MissingPathError(PairPMError, FileNotFoundError):
 
 class OutputExistsError(PairPMError, FileExistsError):
     """Writing would overwrite something that was not asked for."""
+
+
+class UnwritableError(PairPMError, OSError):
+    """Results cannot be written: no room, or no permission."""
 
 
 class TemplateError(PairPMError, ValueError):

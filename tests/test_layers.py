@@ -15,6 +15,8 @@ LAYERS = (
     *("pair_conversion", "pair_spool", "pair_summary", "pair_workers", "pair_index", "pair_output", "pair_dataset"),
     *("engines", "strengths", "ranking_methods", "contest", "ranking"),
     *("scoring", "evaluation", "report", "rewards", "serving"),
+    *("result_journal", "row_writers", "run_identity", "scorable_rows", "preference_export", "row_task"),
+    *("resumable_output", "score_file", "rank_file"),
     *("command_line", "saved_model", "merging", "pair_loss", "pair_rows", "both_orders", "prepared_rows", "resuming"),
     *("pair_batches", "live_numbers", "training_report", "pair_trainer"),
     *("old_config", "config_check", "row_survey", "row_report"),

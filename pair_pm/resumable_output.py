@@ -1,0 +1,178 @@
+"""A file of rows through a model into another file: in blocks, killed at any moment and resumed, to the same bytes.
+
+What is expensive, the results, goes into a journal beside the output as each block is done. What is cheap, rows with
+their results, is written from input and journal at the end. Blocks end at the same rows in any run, because a score's
+last digits can depend on what it is computed beside.
+"""
+
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+
+from pair_pm.errors import DataError
+from pair_pm.preference_source import RowChunk
+from pair_pm.result_journal import ResultJournal
+from pair_pm.row_task import (
+    RowTask,
+    annotate,
+    check_head,
+    mark_taken,
+    open_local_source,
+    read_rows,
+    refuse_errors,
+)
+from pair_pm.row_writers import write_blocks
+from pair_pm.run_identity import RunPaths, describe_answers, digest_input, find_finished, name_paths, refuse_other_run
+from pair_pm.scoring import PairScorer
+
+
+@dataclass(frozen=True)
+class FileRun:
+    """A run from file to file.
+
+    Attributes:
+        input: Name of a file or folder, see `open_source`.
+        output: `x.jsonl` or `x.parquet`; beside it goes `x.summary.json`.
+        identity: Model and options, as JSON holds them: what a resumed run must have the same.
+        as_preferences: Write the rows that the task exports instead of the input's own with their results.
+        strict: Stop at the first bad row.
+        resume: Go on where an interrupted run stopped.
+        overwrite: Replace an output, and what an interrupted run left.
+    """
+
+    input: str
+    output: str
+    identity: Mapping[str, object]
+    as_preferences: bool = False
+    strict: bool = False
+    resume: bool = False
+    overwrite: bool = False
+
+
+@dataclass
+class FileSummary:
+    """What came of a run.
+
+    Attributes:
+        rows: Of the input.
+        scored: Rows that have a result.
+        errors: Rows that have none, by reason.
+        written: Rows of the output.
+        dropped: Rows that made no preference row though they have a result, by reason.
+        resumed_at: How many rows an interrupted run had done.
+        seconds: That this run took for the others, without loading the model.
+        rows_a_second: Of these; None where there were none.
+    """
+
+    input: str
+    output: str
+    rows: int
+    scored: int = 0
+    errors: Counter = field(default_factory=Counter)
+    written: int = 0
+    dropped: Counter = field(default_factory=Counter)
+    resumed_at: int = 0
+    seconds: float = 0.0
+    rows_a_second: float | None = None
+    was_finished: bool = False
+
+
+def complete_file(run: FileRun, task: RowTask, load_scorer: Callable[[], PairScorer]) -> FileSummary:
+    """Take every row of a file through a task and write what comes of it.
+
+    Raises:
+        DataError: the input cannot be read or is of the wrong kind, or `strict` met a bad row.
+        OutputExistsError: something is there that may not be replaced, or was made from another input, by other
+            options or another model than it is to be resumed with.
+        UnwritableError: the disk is full; what was done is kept.
+    """
+    source = open_local_source(run.input)
+    paths = name_paths(run.output, source.path)
+    check_head(source, task, keeps_columns=not run.as_preferences)
+    identity = {**run.identity, "input": digest_input(source.path)}
+    if not run.overwrite and (finished := find_finished(paths, identity, resume=run.resume)):
+        return FileSummary(**finished | {"was_finished": True})
+    # Through the whole input once: how long it is, and damage in it is told before the first row is paid for.
+    summary = FileSummary(run.input, run.output, rows=sum(len(chunk) for chunk in source.chunks()))
+    scorer = load_scorer()
+    if run.overwrite:
+        paths.journal.unlink(missing_ok=True)
+    with ResultJournal(paths.journal) as journal:
+        _claim(journal, {**identity, **describe_answers(scorer)})
+        _fill(journal, run, source, task, scorer, summary)
+        if digest_input(source.path) != identity["input"]:
+            raise DataError(f"{run.input}: was changed during the run; an input that stays as it is is required")
+        _publish(paths, run, source, task, journal, summary, identity)
+    paths.journal.unlink()
+    return summary
+
+
+# ---- results --------------------------------------------------------------------------------------------------------
+
+
+def _claim(journal: ResultJournal, header: Mapping) -> None:
+    if journal.header is None:
+        journal.start(header)
+    else:
+        refuse_other_run(journal.path, journal.header, header)
+
+
+def _fill(journal: ResultJournal, run: FileRun, source, task: RowTask, scorer, summary: FileSummary) -> None:
+    """Append the results that are not there yet."""
+    from tqdm import tqdm
+
+    summary.resumed_at, started = journal.rows, time.monotonic()
+    rows = read_rows(source, journal.rows)
+    if not run.as_preferences:
+        rows = mark_taken(rows, task)
+    with tqdm(total=summary.rows, initial=journal.rows, unit=f" {task.unit}", disable=None) as progress:
+        for block in task.cut(rows):
+            results = task.work(scorer, block)
+            if run.strict:
+                refuse_errors(run.input, block, results)
+            journal.append(results)
+            progress.update(len(block))
+    summary.seconds = round(time.monotonic() - started, 3)
+    if done_now := journal.rows - summary.resumed_at:
+        summary.rows_a_second = round(done_now / max(summary.seconds, 1e-3), 2)
+
+
+# ---- rows -----------------------------------------------------------------------------------------------------------
+
+
+def _publish(paths: RunPaths, run, source, task, journal: ResultJournal, summary: FileSummary, identity) -> None:
+    for result in journal.results():
+        if "error" in result:
+            summary.errors[result["reason"]] += 1
+        else:
+            summary.scored += 1
+
+    def blocks() -> Iterator:
+        summary.written, summary.dropped = 0, Counter()
+        results = journal.results()
+        for chunk in source.chunks():
+            chunk_results = list(islice(results, len(chunk)))
+            if run.as_preferences:
+                block = _export(chunk, chunk_results, task, summary.dropped)
+            else:
+                block = annotate(chunk, chunk_results, task, as_table=paths.output.suffix == ".parquet")
+            summary.written += len(block)
+            yield block
+
+    write_blocks(paths.output, blocks)
+    text = json.dumps({**asdict(summary), "identity": identity}, indent=2)
+    paths.summary.write_text(text + "\n", encoding="utf-8")
+
+
+def _export(chunk: RowChunk, results: Sequence[Mapping], task: RowTask, dropped: Counter) -> list[dict]:
+    exported = []
+    for (_, row, _), result in zip(chunk.decode(), results, strict=True):
+        rows = [] if "error" in result else task.export(row, result)
+        if isinstance(rows, str):
+            dropped[rows] += 1
+        else:
+            exported += rows
+    return exported
