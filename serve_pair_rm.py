@@ -178,7 +178,7 @@ def main(argv: list[str] | None = None) -> int:
     quieten_libraries()
     try:
         {"compare": compare, "score": score, "rank": rank}[arguments.command](arguments)
-    except PairPMError as error:
+    except (PairPMError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
     except KeyboardInterrupt:

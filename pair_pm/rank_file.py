@@ -74,16 +74,16 @@ class RankTask:
     def work(self, scorer: PairScorer, block: Sequence[NumberedRow]) -> list[dict]:
         """Return the ranking of each row, or its error."""
         results, groups = {}, {}
-        for index, (number, row, problem) in enumerate(block):
+        for index, (_, row, problem) in enumerate(block):
             try:
                 if problem:
                     raise problem
                 groups[index] = read_candidates(row)
             except RowProblem as found:
-                results[index] = to_error(number, found)
+                results[index] = to_error(found)
         for index, ranking in zip(groups, self._rank_each(scorer, list(groups.values())), strict=True):
             is_error = isinstance(ranking, PairPMError)
-            results[index] = to_error(block[index][0], ranking) if is_error else ranking.to_dict()
+            results[index] = to_error(ranking) if is_error else ranking.to_dict()
         return [results[index] for index in range(len(block))]
 
     def export(self, row: Mapping, result: Mapping) -> list[dict] | str:

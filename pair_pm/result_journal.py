@@ -21,6 +21,7 @@ class ResultJournal:
 
     Args:
         path: Of the file, which is made where it is not there.
+        anew: Drop what is in it.
     Attributes:
         header: What run it is, None where the file was new or its first line not whole.
         rows: How many rows have their results in it.
@@ -28,20 +29,23 @@ class ResultJournal:
         OutputExistsError: another process has it open.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, *, anew: bool = False):
         self.path = path
+        self._anew = anew
         self.header: dict | None = None
         self.rows = 0
         self._end = 0
 
     def __enter__(self) -> "ResultJournal":
-        self._file = self.path.open("a+b")
+        # Unbuffered, or what a full disk did not take would be written when there is room again.
+        self._file = self.path.open("ab", buffering=0)
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             self._file.close()
             raise OutputExistsError(f"{self.path}: another process is writing it; one at a time is required") from None
-        for rows, value, end in _whole_lines(self.path):
+        # Emptied rather than removed: whoever else had it open would go on writing a file that has no name.
+        for rows, value, end in () if self._anew else _whole_lines(self.path):
             if self._end == 0:
                 self.header = json.loads(value)
             self.rows, self._end = self.rows + rows, end
@@ -77,8 +81,9 @@ class ResultJournal:
         content = b"%d %s" % (rows, json.dumps(value).encode())
         line = b"%s %s\n" % (_digest(content), content)
         try:
-            self._file.write(line)
-            self._file.flush()
+            left = memoryview(line)
+            while left:
+                left = left[self._file.write(left) :]
             os.fsync(self._file.fileno())
         except OSError as error:
             with contextlib.suppress(OSError):  # what stays behind of the line is cut off when it is next opened

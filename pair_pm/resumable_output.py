@@ -98,15 +98,13 @@ def complete_file(run: FileRun, task: RowTask, load_scorer: Callable[[], PairSco
     # Through the whole input once: how long it is, and damage in it is told before the first row is paid for.
     summary = FileSummary(run.input, run.output, rows=sum(len(chunk) for chunk in source.chunks()))
     scorer = load_scorer()
-    if run.overwrite:
-        paths.journal.unlink(missing_ok=True)
-    with ResultJournal(paths.journal) as journal:
+    with ResultJournal(paths.journal, anew=run.overwrite) as journal:
         _claim(journal, {**identity, **describe_answers(scorer)})
         _fill(journal, run, source, task, scorer, summary)
         if digest_input(source.path) != identity["input"]:
             raise DataError(f"{run.input}: was changed during the run; an input that stays as it is is required")
         _publish(paths, run, source, task, journal, summary, identity)
-    paths.journal.unlink()
+        paths.journal.unlink()
     return summary
 
 

@@ -94,7 +94,7 @@ def mark_taken(rows: Iterator[NumberedRow], task: RowTask) -> Iterator[NumberedR
         yield number, row, problem
 
 
-def to_error(number: int, problem: RowProblem | PairPMError) -> dict[str, str]:
+def to_error(problem: RowProblem | PairPMError) -> dict[str, str]:
     """Return the result of a row that cannot have one, under the reason that its problem has or is of a kind."""
     cause = problem if isinstance(problem, RowProblem) else problem.__cause__
     if isinstance(cause, RowProblem):
@@ -102,7 +102,7 @@ def to_error(number: int, problem: RowProblem | PairPMError) -> dict[str, str]:
     else:
         kinds = {PromptTooLongError: "too_long", LabelTokenError: "label_token"}
         reason = next((name for kind, name in kinds.items() if isinstance(problem, kind)), "not_comparable")
-    return {"reason": reason, "error": f"row {number}: {problem}"}
+    return {"reason": reason, "error": str(problem)}
 
 
 def refuse_errors(name: str, block: Sequence[NumberedRow], results: Sequence[Mapping]) -> None:

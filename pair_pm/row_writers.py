@@ -2,7 +2,8 @@
 
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,12 +27,18 @@ def write_blocks(path: Path, blocks: Callable[[], Iterable]) -> None:
     """
     fresh = path.with_name(f".{path.name}.fresh")
     try:
-        (_write_parquet if path.suffix == ".parquet" else _write_jsonl)(fresh, blocks)
+        if path.suffix == ".parquet":
+            with _types_explained(path):
+                _write_parquet(fresh, blocks)
+        else:
+            _write_jsonl(fresh, blocks)
         with fresh.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(fresh, path)
     except OSError as error:
-        raise UnwritableError(f"{path}: {error.strerror or error}; room for the whole of it is required") from error
+        raise UnwritableError(
+            f"{path}: {error.strerror or error}; room for the whole of it is required; make room and add --resume"
+        ) from error
     finally:
         fresh.unlink(missing_ok=True)
 
@@ -50,25 +57,32 @@ def _write_jsonl(path: Path, blocks: Callable) -> None:
             file.writelines(map(to_json, block))
 
 
+@contextmanager
+def _types_explained(path: Path) -> Iterator[None]:
+    import pyarrow as pa
+
+    try:
+        yield
+    except (pa.ArrowException, OverflowError, UnicodeEncodeError) as error:
+        found = " ".join(str(error).split())
+        raise DataError(
+            f"{path}: {found}; values of one type in each column are required for Parquet; .jsonl takes any"
+        ) from error
+
+
 def _write_parquet(path: Path, blocks: Callable) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     # Twice through the rows: what type a column has, or that there is one, may show in the last of them.
     schema = pa.schema([])
-    try:
+    for block in blocks():
+        schema = pa.unify_schemas([schema, _to_table(block).schema], promote_options="permissive")
+    # A column in which nothing stands, such as `error` of rows that are all well, is text: readers expect a type.
+    schema = pa.schema([f.with_type(pa.string()) if pa.types.is_null(f.type) else f for f in schema])
+    with pq.ParquetWriter(path, schema) as writer:
         for block in blocks():
-            schema = pa.unify_schemas([schema, _to_table(block).schema], promote_options="permissive")
-        # A column in which nothing stands, such as `error` of rows that are all well, is text: readers expect a type.
-        schema = pa.schema([f.with_type(pa.string()) if pa.types.is_null(f.type) else f for f in schema])
-        with pq.ParquetWriter(path, schema) as writer:
-            for block in blocks():
-                writer.write_table(_to_table(block, schema))
-    except (pa.ArrowInvalid, pa.ArrowTypeError, UnicodeEncodeError, OverflowError) as error:
-        found = " ".join(str(error).split())
-        raise DataError(
-            f"{path.name}: {found}; values of one type in each column are required for Parquet; .jsonl takes any"
-        ) from error
+            writer.write_table(_to_table(block, schema))
 
 
 def _to_table(block: "list[dict] | pa.Table", schema: "pa.Schema | None" = None) -> "pa.Table":

@@ -43,16 +43,16 @@ class ScoreTask:
     def work(self, scorer: PairScorer, block: Sequence[NumberedRow]) -> list[dict]:
         """Return the verdict on each pair, or its error; the whole block is one call of the engine."""
         results, pairs = {}, {}
-        for index, (number, row, problem) in enumerate(block):
+        for index, (_, row, problem) in enumerate(block):
             try:
                 if problem:
                     raise problem
                 pairs[index] = read_pair(row, self._format)
             except RowProblem as found:
-                results[index] = to_error(number, found)
+                results[index] = to_error(found)
         for index, verdict in zip(pairs, scorer.compare_each(list(pairs.values())), strict=True):
             is_verdict = isinstance(verdict, Comparison)
-            results[index] = verdict.to_dict() if is_verdict else to_error(block[index][0], verdict)
+            results[index] = verdict.to_dict() if is_verdict else to_error(verdict)
         return [results[index] for index in range(len(block))]
 
     def export(self, row: Mapping, result: Mapping) -> list[dict] | str:
