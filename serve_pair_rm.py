@@ -169,7 +169,7 @@ def _complete(arguments: argparse.Namespace, task, options: dict) -> None:
     summary = complete_file(run, task, lambda: load_scorer(arguments))
     if summary.was_finished:
         print(f"{arguments.output}: was finished already; nothing is left to do", file=sys.stderr)
-    print(json.dumps(asdict(summary), indent=2))
+    print(json.dumps(summary.to_dict(), indent=2))
 
 
 def main(argv: list[str] | None = None) -> int:

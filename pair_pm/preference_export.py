@@ -52,7 +52,7 @@ def export_comparison(
 def export_ranking(
     row: Mapping, messages: Sequence[Mapping], responses: Sequence[str], ranking: Mapping, choice: PairChoice
 ) -> list[dict]:
-    """Return the rows that ranked responses make; the stronger response of each pair is chosen.
+    """Return the rows that ranked responses make; the stronger response of each pair is chosen, a repeated one once.
 
     `prob_chosen` is what the strengths say, the logistic function of their difference, because not every method
     compares every pair.
@@ -65,9 +65,12 @@ def export_ranking(
         choice: Which pairs.
     """
     strengths = ranking["strengths"]
+    distinct: dict[str, int] = {}
+    for index in ranking["order"]:
+        distinct.setdefault(responses[index].strip(), index)
     pairs = [
         (better, worse)
-        for better, worse in combinations(ranking["order"], 2)
+        for better, worse in combinations(distinct.values(), 2)
         if _is_eligible(responses[better], responses[worse], strengths[better] - strengths[worse], choice)
     ]
     if choice.pairs == "best-worst":
@@ -81,7 +84,7 @@ def export_ranking(
 
 
 def _is_eligible(better: str, worse: str, margin: float, choice: PairChoice) -> bool:
-    if margin <= 0 or margin < choice.min_margin or better.strip() == worse.strip():
+    if margin <= 0 or margin < choice.min_margin:
         return False
     shorter, longer = sorted((len(better), len(worse)))
     return choice.max_length_ratio is None or longer <= choice.max_length_ratio * shorter

@@ -9,7 +9,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from itertools import islice
 
 from pair_pm.errors import DataError
@@ -65,6 +65,7 @@ class FileSummary:
         resumed_at: How many rows an interrupted run had done.
         seconds: That this run took for the others, without loading the model.
         rows_a_second: Of these; None where there were none.
+        was_finished: Whether an earlier run had done all of it.
     """
 
     input: str
@@ -78,6 +79,10 @@ class FileSummary:
     seconds: float = 0.0
     rows_a_second: float | None = None
     was_finished: bool = False
+
+    def to_dict(self) -> dict:
+        """Return the fields as JSON can hold them."""
+        return dict(vars(self))
 
 
 def complete_file(run: FileRun, task: RowTask, load_scorer: Callable[[], PairScorer]) -> FileSummary:
@@ -161,8 +166,8 @@ def _publish(paths: RunPaths, run, source, task, journal: ResultJournal, summary
             yield block
 
     write_blocks(paths.output, blocks)
-    text = json.dumps({**asdict(summary), "identity": identity}, indent=2)
-    paths.summary.write_text(text + "\n", encoding="utf-8")
+    made = json.dumps({**summary.to_dict(), "identity": identity}, indent=2)
+    paths.summary.write_text(made + "\n", encoding="utf-8")
 
 
 def _export(chunk: RowChunk, results: Sequence[Mapping], task: RowTask, dropped: Counter) -> list[dict]:
