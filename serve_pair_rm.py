@@ -141,7 +141,9 @@ def rank(arguments: argparse.Namespace) -> None:
     from pair_pm.row_writers import to_json
 
     choice = PairChoice(arguments.pairs or "best-worst", arguments.min_margin or 0.0, arguments.max_length_ratio)
-    options = RankOptions(arguments.method, arguments.seed, arguments.budget, arguments.orders, choice)
+    # Preference rows do not show the intervals, and their bootstrap is most of what ranking costs beside the model.
+    resamples = 0 if arguments.as_preferences else RankOptions.resamples
+    options = RankOptions(arguments.method, arguments.seed, arguments.budget, arguments.orders, resamples, choice)
     if arguments.output is not None:
         _complete(arguments, RankTask(options), asdict(options))
         return

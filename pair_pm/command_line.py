@@ -52,8 +52,9 @@ def load_scorer(arguments: argparse.Namespace) -> PairScorer:
 
 
 def describe_model(arguments: argparse.Namespace) -> dict[str, object]:
-    """Return what the arguments say of a model's verdicts, as JSON can hold it; where it runs is no part of that."""
-    described = {name: getattr(arguments, name) for name in ("profile", "temperature", "dtype")}
+    """Return what the arguments say of a model's verdicts, as JSON can hold it; on which device it runs is no part."""
+    names = ("profile", "temperature", "dtype", "attn_implementation", "max_batch_tokens")
+    described = {name: getattr(arguments, name) for name in names}
     for name in ("model", "adapter"):
         value = getattr(arguments, name)
         described[name] = str(Path(value).resolve()) if value and Path(value).exists() else value

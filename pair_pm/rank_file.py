@@ -1,7 +1,7 @@
 """The candidates of every row of a file ranked: its rows with order and strengths, or preference rows for DPO."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 
 from pair_pm.errors import ConfigError, DataError, LabelTokenError, PairPMError, PromptTooLongError
 from pair_pm.preference import RowProblem
@@ -31,7 +31,7 @@ class RankOptions:
     """How candidates are ranked, and which pairs of them are exported.
 
     Attributes:
-        method, seed, budget, orders: As `rank_many` takes them.
+        method, seed, budget, orders, resamples: As `rank_many` takes them.
         choice: Which pairs become preference rows.
     """
 
@@ -39,6 +39,7 @@ class RankOptions:
     seed: int = 0
     budget: int | None = None
     orders: str | None = None
+    resamples: int = 200
     choice: PairChoice = field(default_factory=PairChoice)
 
 
@@ -100,8 +101,9 @@ class RankTask:
         if not groups:
             return []
         try:
-            options = self._options
-            return rank_many(scorer, groups, options.method, options.seed, budget=options.budget, orders=options.orders)
+            options = asdict(self._options)
+            options.pop("choice")
+            return rank_many(scorer, groups, **options)
         except _OF_ONE_ROW as error:
             if len(groups) == 1:
                 return [error]

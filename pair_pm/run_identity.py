@@ -62,7 +62,7 @@ def digest_input(path: Path) -> str:
 def describe_answers(scorer: PairScorer) -> dict[str, object]:
     """Return what tells a model from another one in a folder of the same name: its log-odds on fixed pairs."""
     answers = [odds for comparison in scorer.compare_many(_PROBE_PAIRS) for odds in comparison.log_odds_of_a]
-    return {"answers": answers, "sequence_len": scorer.recipe.sequence_len}
+    return {"model_answers": answers, "sequence_len": scorer.recipe.sequence_len}
 
 
 def refuse_other_run(path: Path, found: Mapping, asked: Mapping) -> None:
@@ -72,7 +72,7 @@ def refuse_other_run(path: Path, found: Mapping, asked: Mapping) -> None:
         OutputExistsError: something differs; it is named with both values.
     """
     for name, value in asked.items():
-        is_same = _are_close(found.get(name), value) if name == "answers" else found.get(name) == value
+        is_same = _are_close(found.get(name), value) if name == "model_answers" else found.get(name) == value
         if not is_same:
             raise OutputExistsError(
                 f"{path}: was made with {name} {found.get(name)!r}, now it is {value!r}; the same is required to "

@@ -252,7 +252,7 @@ def test_run_of_other_input_or_options_is_not_resumed_finished_or_not(source, tm
 
 def test_model_that_answers_otherwise_is_another_one_and_a_rounding_is_none(source, tmp_path):
     interrupt(source, tmp_path / "x.jsonl")
-    with pytest.raises(OutputExistsError, match=r"was made with answers \[1.0, 1.0, 1.0, 1.0\], now it is \[1.1"):
+    with pytest.raises(OutputExistsError, match=r"was made with model_answers \[1.0, 1.0, 1.0, 1.0\], now it is \[1.1"):
         complete(source, tmp_path / "x.jsonl", odds=1.1, resume=True)
     assert complete(source, tmp_path / "x.jsonl", odds=1.0001, resume=True).resumed_at == 14
 

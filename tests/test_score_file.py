@@ -161,11 +161,12 @@ def test_interrupted_and_killed_runs_of_20_000_rows_resume_to_the_same_bytes(cap
         done = left.rows
     assert 10 * ROWS_A_BLOCK <= done < 20_000
 
-    last = subprocess.run(resume, cwd=ROOT, capture_output=True, text=True, check=True)
-    summary = json.loads(last.stdout)
+    summary = run_score(capsys, checkpoint, source, output, "--resume")
     assert (summary["resumed_at"], summary["scored"]) == (done, 20_000)
     assert output.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
     assert not journal.exists()
+    again = run_score(capsys, checkpoint, source, output, "--resume")
+    assert again == {**summary, "was_finished": True}
 
 
 # ---- the semi-supervised loop ---------------------------------------------------------------------------------------
