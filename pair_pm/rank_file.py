@@ -11,6 +11,7 @@ from pair_pm.row_task import (
     NumberedRow,
     annotate_rows,
     check_head,
+    mark_taken,
     open_local_source,
     read_rows,
     refuse_errors,
@@ -94,7 +95,8 @@ class RankTask:
     def _count_prompts(self, row: object) -> int:
         responses = row.get(RESPONSES) if isinstance(row, dict) else None
         n = len(responses) if isinstance(responses, list) else 1
-        return n * (n - 1) if self._options.method == "round_robin" else self._options.budget or 3 * n
+        prompts = n * (n - 1) if self._options.method == "round_robin" else self._options.budget or 3 * n
+        return max(prompts, 1)  # or rows without a prompt would make a block without end
 
     def _rank_each(self, scorer: PairScorer, groups: list[Group]) -> list[Ranking | PairPMError]:
         """Return each group's ranking, or the error that keeps it from having one; all together where none has."""
@@ -120,7 +122,7 @@ def rank_rows(name: str, task: RankTask, scorer: PairScorer, *, strict: bool = F
     """
     source = open_local_source(name)
     check_head(source, task, keeps_columns=True)
-    for block in task.cut(read_rows(source)):
+    for block in task.cut(mark_taken(read_rows(source), task)):
         results = task.work(scorer, block)
         if strict:
             refuse_errors(name, block, results)

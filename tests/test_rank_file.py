@@ -127,6 +127,8 @@ def test_block_ends_where_its_prompts_are_enough_whatever_stood_before():
     assert sizes == [36, 36, 29]  # 8 x 7 prompts a row; 36 rows are the first to make 2000
     assert [len(block) for block in RankTask(RankOptions()).cut(iter(rows[36:]))] == sizes[1:]
     assert len(list(RankTask(RankOptions(method="swiss")).cut(iter(rows)))) == 2  # 24 a row
+    alone = [(number, {"responses": ["x"]}, None) for number in range(4001)]
+    assert [len(block) for block in RankTask(RankOptions()).cut(iter(alone))] == [2000, 2000, 1]
 
 
 def test_what_cannot_be_ranked_is_one_line_or_wrong_usage(capsys, checkpoint, tmp_path):
