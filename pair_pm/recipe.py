@@ -33,6 +33,8 @@ class Recipe:
         sequence_len: Longest training sequence in tokens, label and closing included; None where nobody said.
         temperature: Divides the log-odds of each order; fitted on labelled data, 1 before.
         order_offset: Log-odds that slot A has too many; fitted, used only where a single order is scored.
+        probe_logprobs: Log-probabilities of the labels after each of `PROBE_PROMPTS`, by which a server that runs the
+            weights is known; None where nobody measured them.
         accepted_control_text: Special tokens and turn marks that content can forge, accepted when training.
         versions: Of the packages that made the model.
         training: What the training run wants remembered.
@@ -41,6 +43,7 @@ class Recipe:
     sequence_len: int | None = None
     temperature: float = 1.0
     order_offset: float = 0.0
+    probe_logprobs: tuple[tuple[float, float], ...] | None = None
     accepted_control_text: tuple[str, ...] = ()
     versions: Mapping[str, str] = field(default_factory=lambda: installed_versions())
     training: Mapping[str, object] = field(default_factory=dict)
@@ -77,6 +80,7 @@ def write_recipe(folder: Path, encoder: PromptEncoder, recipe: Recipe) -> Path:
             "sequence_len": recipe.sequence_len,
             "temperature": recipe.temperature,
             "order_offset": recipe.order_offset,
+            "probe_logprobs": recipe.probe_logprobs and [list(labels) for labels in recipe.probe_logprobs],
         },
         "informative": {
             "accepted_control_text": list(recipe.accepted_control_text),
@@ -112,13 +116,14 @@ def read_recipe(path: Path, encoder: PromptEncoder) -> Recipe:
     _check_used(path, used)
     if card.get("digest") != _digest({part: value for part, value in card.items() if part != "digest"}):
         raise RecipeError(f"{path}: digest does not fit the card, so it was edited by hand; the original is required")
-    informative = card["informative"]
+    informative, probes = card["informative"], used.get("probe_logprobs")  # which older cards lack
     versions = informative.get("versions", {})
     _log_version_changes(path, versions)
     return Recipe(
         sequence_len=used["sequence_len"],
         temperature=float(used["temperature"]),
         order_offset=float(used["order_offset"]),
+        probe_logprobs=probes and tuple((float(a), float(b)) for a, b in probes),
         accepted_control_text=tuple(informative.get("accepted_control_text", ())),
         versions=versions,
         training=informative.get("training", {}),
@@ -157,6 +162,7 @@ def _check_used(path: Path, used: Mapping) -> None:
         "sequence_len": ("null or an integer above 0", lambda x: x is None or (type(x) is int and x > 0)),
         "temperature": ("a finite number above 0", lambda x: _is_finite(x) and x > 0),
         "order_offset": ("a finite number", _is_finite),
+        "probe_logprobs": (f"null or {len(PROBE_PROMPTS)} pairs of finite numbers", _is_null_or_pairs),
     }
     for name, (required, holds) in requirements.items():
         if not holds(used.get(name)):
@@ -165,6 +171,14 @@ def _check_used(path: Path, used: Mapping) -> None:
 
 def _is_finite(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_null_or_pairs(value: object) -> bool:
+    return value is None or (
+        isinstance(value, list)
+        and len(value) == len(PROBE_PROMPTS)
+        and all(isinstance(pair, list) and len(pair) == 2 and all(map(_is_finite, pair)) for pair in value)
+    )
 
 
 def _log_version_changes(path: Path, versions: Mapping[str, str]) -> None:

@@ -21,8 +21,8 @@ _RUN_VARIABLES = ("ACCELERATE_", "FSDP_", "TORCHELASTIC_", "MASTER_")
 _RANK_VARIABLES = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "ROLE_RANK"}
 
 
-def verify_saved_model(output: str, base_model: str | None = None) -> float:
-    """Load a saved model in a new process, score probe prompts, and return how much probability A and B hold.
+def verify_saved_model(output: str, base_model: str | None = None) -> list[list[float]]:
+    """Load a saved model in a new process, and return the labels' log-probabilities after each probe prompt.
 
     Args:
         output: Folder of the model, or of an adapter.
@@ -46,11 +46,11 @@ def verify_saved_model(output: str, base_model: str | None = None) -> float:
             f"{output}: the saved model does not load whole: {lines[-1]}; whole weights are required; the checkpoints "
             "in it may have them"
         )
-    return json.loads(done.stdout.splitlines()[-1])["label_mass"]
+    return json.loads(done.stdout.splitlines()[-1])["probe_logprobs"]
 
 
-def probe_label_mass(output: str, base_model: str | None = None) -> float:
-    """Return the least probability that A and B hold together over the probe prompts.
+def score_probes(output: str, base_model: str | None = None) -> list[list[float]]:
+    """Return the log-probabilities of A and B after each probe prompt.
 
     Raises:
         CheckpointError: the weights are not whole, or give no number.
@@ -68,11 +68,11 @@ def probe_label_mass(output: str, base_model: str | None = None) -> float:
             f"{output}: A and B have the log-probabilities {logprobs.tolist()} after probe prompts; "
             "finite ones are required"
         )
-    return float(np.exp(logprobs).sum(axis=1).min())
+    return logprobs.tolist()
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Print the label mass of a saved model as one JSON object."""
+    """Print what a saved model gives the labels after probe prompts, as one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="folder of a saved model or adapter")
     parser.add_argument("--base-model", metavar="NAME_OR_PATH", help="what an adapter belongs to")
@@ -81,11 +81,11 @@ def main(argv: list[str] | None = None) -> int:
 
     quieten_libraries()
     try:
-        mass = probe_label_mass(arguments.model, arguments.base_model)
+        logprobs = score_probes(arguments.model, arguments.base_model)
     except PairPMError as error:
         print(error, file=sys.stderr)
         return 1
-    print(json.dumps({"label_mass": mass}))
+    print(json.dumps({"probe_logprobs": logprobs}))
     return 0
 
 

@@ -11,8 +11,10 @@ it, so that weights which were not saved whole are noticed while the run is stil
 
 import argparse
 import logging
+import math
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from axolotl.integrations.base import BasePlugin
@@ -158,9 +160,11 @@ def finish_run(cfg) -> None:
     from pair_pm.saved_model import verify_saved_model
 
     output = str(cfg.output_dir)
-    label_mass = verify_saved_model(output, cfg.base_model if cfg.adapter else None)
+    probes = verify_saved_model(output, cfg.base_model if cfg.adapter else None)
     encoder = PromptEncoder(load_tokenizer(output))
-    path = write_recipe(Path(output), encoder, describe_run(cfg, encoder))
+    recipe = replace(describe_run(cfg, encoder), probe_logprobs=tuple(map(tuple, probes)))
+    path = write_recipe(Path(output), encoder, recipe)
+    label_mass = min(sum(map(math.exp, labels)) for labels in probes)
     logger.info(
         "The saved model loads whole; on probe prompts A and B hold %.4f of the probability. Wrote %s", label_mass, path
     )

@@ -240,10 +240,12 @@ def test_a_model_that_was_saved_without_its_weights_is_noticed(tmp_path):
     from safetensors.torch import load_file, save_file
 
     from pair_pm.errors import CheckpointError
-    from pair_pm.saved_model import probe_label_mass, verify_saved_model
+    from pair_pm.saved_model import score_probes, verify_saved_model
 
     folder = save_tiny_checkpoint(tmp_path / "model", tokenizer=make_tokenizer())
-    assert verify_saved_model(str(folder)) == pytest.approx(probe_label_mass(str(folder)), rel=1e-4)
+    found = np.array(verify_saved_model(str(folder)))
+    assert found.shape == (2, 2)
+    assert found == pytest.approx(np.array(score_probes(str(folder))), rel=1e-4)
     weights = load_file(folder / "model.safetensors")
     emptied = {name: weight[:0].clone() if "mlp" in name else weight for name, weight in weights.items()}
     save_file(emptied, folder / "model.safetensors", metadata={"format": "pt"})
@@ -255,14 +257,14 @@ def test_a_model_whose_weights_are_not_numbers_is_noticed(tmp_path):
     from safetensors.torch import load_file, save_file
 
     from pair_pm.errors import CheckpointError
-    from pair_pm.saved_model import probe_label_mass
+    from pair_pm.saved_model import score_probes
 
     folder = save_tiny_checkpoint(tmp_path / "model", tokenizer=make_tokenizer())
     weights = load_file(folder / "model.safetensors")
     weights["model.norm.weight"].fill_(float("nan"))
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(CheckpointError, match="finite ones are required"):
-        probe_label_mass(str(folder))
+        score_probes(str(folder))
 
 
 # ---- several ranks without an accelerator ---------------------------------------------------------------------------
