@@ -24,6 +24,11 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--model", required=True, metavar="NAME_OR_PATH", help="trained checkpoint: a folder or a hub name")
     add("--adapter", metavar="NAME_OR_PATH", help="PEFT adapter to merge into it")
+    add("--engine", metavar="URL[,URL]",
+        help="score on these vLLM servers of the model (default: in this process; --model then still names its "
+        "tokenizer, chat template and card); an API key is taken from PAIR_PM_ENGINE_API_KEY")  # fmt: skip
+    add("--engine-timeout-s", type=float, metavar="S",
+        help="give up when no server has answered for so long (default: 600)")  # fmt: skip
     add("--profile", choices=("native", "rlhflow"), default="native",
         help="rlhflow: a checkpoint of the published training, which saw no BOS")  # fmt: skip
     add("--temperature", type=float, help="divides the log-odds (default: the model card's, else 1)")
@@ -41,6 +46,8 @@ def load_scorer(arguments: argparse.Namespace) -> PairScorer:
     return PairScorer.from_pretrained(
         arguments.model,
         adapter=arguments.adapter,
+        engine=arguments.engine,
+        engine_timeout_s=arguments.engine_timeout_s,
         profile=arguments.profile,
         temperature=arguments.temperature,
         device=arguments.device,

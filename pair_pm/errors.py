@@ -10,7 +10,8 @@
     ├── PromptTooLongError   (ValueError)         a prompt exceeds what the model was made or trained for
     ├── RecipeError          (ValueError)         pair_pm.json does not describe the model it lies beside
     ├── CheckpointError      (ValueError)         a checkpoint is of the wrong kind, or its weights are not whole
-    └── ConfigError          (ValueError)         a configuration or an option asks for what cannot be done
+    ├── ConfigError          (ValueError)         a configuration or an option asks for what cannot be done
+    └── EngineError          (ConnectionError)    a server that the weights run on cannot be used, or not any more
 
 Messages follow one form: ``<where>: <what was found>; <what is required>[; <what to do>]``.
 """
@@ -58,3 +59,7 @@ class CheckpointError(PairPMError, ValueError):
 
 class ConfigError(PairPMError, ValueError):
     """A training configuration or an option asks for what cannot be done."""
+
+
+class EngineError(PairPMError, ConnectionError):
+    """A server that the weights run on cannot be used, or not any more."""

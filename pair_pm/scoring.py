@@ -115,7 +115,8 @@ class PairScorer:
         cls,
         name: str,
         *,
-        engine: Engine | None = None,
+        engine: Engine | str | None = None,
+        engine_timeout_s: float | None = None,
         profile: str = "native",
         adapter: str | None = None,
         temperature: float | None = None,
@@ -127,7 +128,9 @@ class PairScorer:
 
         Args:
             name: Folder or hub name.
-            engine: Where the weights run; default: in this process.
+            engine: Where the weights run: in this process (default), on the vLLM servers at these addresses, separated
+                by commas, or in an engine of your own.
+            engine_timeout_s: How long no server may answer before an error; default: 600.
             profile: "native", or "rlhflow" for checkpoints of the published training, which saw no BOS.
             adapter: Folder or hub name of a PEFT adapter; its tokenizer and card are used where it has them.
             temperature: Instead of the card's.
@@ -138,7 +141,9 @@ class PairScorer:
             MissingPathError, CheckpointError: there is no such checkpoint, or it is no causal LM.
             TemplateError: its chat template cannot carry the format safely.
             RecipeError: its card does not describe it.
-            ConfigError: the temperature or batch size is out of range, or the device is not there.
+            ConfigError: the temperature or batch size is out of range, the device is not there, or an option does not
+                go with servers.
+            EngineError: a server does not answer, or serves something else.
         """
         from pair_pm.checkpoint import find_file, load_config, load_model, load_tokenizer
 
@@ -146,7 +151,11 @@ class PairScorer:
             raise ConfigError(f"temperature {temperature}: a finite number above 0 is required")
         if max_batch_tokens is not None and max_batch_tokens < 1:
             raise ConfigError(f"max_batch_tokens {max_batch_tokens}: at least 1 is required")
-        load_config(name)  # a wrong kind of checkpoint is said first, in one line
+        in_process = {**load_options, "max_batch_tokens": max_batch_tokens}
+        if engine is None:
+            load_config(name)  # a wrong kind of checkpoint is said first, in one line
+        elif unused := sorted(option for option, value in in_process.items() if value is not None):
+            raise ConfigError(f"{', '.join(unused)}: given with an engine; a model in this process is required")
         has_own_tokenizer = adapter is not None and find_file(adapter, "tokenizer_config.json") is not None
         encoder = PromptEncoder(load_tokenizer(adapter if has_own_tokenizer else name), profile)
         recipe = _find_recipe([adapter, name] if adapter else [name], encoder, find_file)
@@ -157,6 +166,8 @@ class PairScorer:
 
             model = load_model(name, adapter=adapter, **load_options)
             engine = TransformersEngine(model, encoder.labels.label_ids, max_batch_tokens)
+        elif isinstance(engine, str):
+            engine = _connect(engine, [adapter, name] if adapter else [name], encoder, recipe, engine_timeout_s)
         if temperature is not None:
             recipe = replace(recipe, temperature=temperature)
         return cls(engine, encoder, recipe)
@@ -395,6 +406,14 @@ def _name_winner(prob_first: float) -> str:
     if abs(prob_first - 0.5) <= TIE_TOLERANCE:
         return "tie"
     return "first" if prob_first > 0.5 else "second"
+
+
+def _connect(urls: str, names: Sequence[str], encoder: PromptEncoder, recipe: Recipe, timeout_s: float | None):
+    from pair_pm.engines.vllm_engine import DEFAULT_TIMEOUT_S, VLLMEngine
+    from pair_pm.engines.vllm_server import describe_model
+
+    timeout_s = DEFAULT_TIMEOUT_S if timeout_s is None else timeout_s
+    return VLLMEngine(urls, describe_model(names, encoder, recipe), timeout_s)
 
 
 def _find_recipe(names: Sequence[str], encoder: PromptEncoder, find_file) -> Recipe:
