@@ -1,5 +1,6 @@
 """The engine for vLLM servers, against a small HTTP server that answers in vLLM's form and fails on demand."""
 
+import json
 import logging
 import threading
 
@@ -50,7 +51,7 @@ def pair(encoder):
 def short_rests(monkeypatch):
     monkeypatch.setattr(vllm_engine, "_SHORTEST_REST_S", 0.05)
     monkeypatch.setattr(vllm_engine, "_LONGEST_REST_S", 0.1)
-    monkeypatch.setattr(vllm_engine, "_PROMPTS_A_REQUEST", 10)
+    monkeypatch.setattr(vllm_engine, "PROMPTS_A_REQUEST", 10)
 
 
 def connect(encoder, *stand_ins, recipe: Recipe | None = None, name: str = "judge", **options) -> VLLMEngine:
@@ -106,7 +107,8 @@ def test_no_prompts_ask_nothing(encoder, stand_in):
 
 
 def test_requests_under_way_are_bounded(encoder, stand_in):
-    stand_in.delay_s = 0.02
+    together = threading.Barrier(8)
+    stand_in.fault = lambda number: together.wait(60) and None if 1 <= number <= 8 else None
     connect(encoder, stand_in).label_logprobs(PROMPTS)
     assert stand_in.busiest == 8
 
@@ -137,6 +139,7 @@ def test_calls_from_several_threads_get_their_own_answers(encoder, pair):
     for thread in threads:
         thread.join()
     assert failures == []
+    assert max(stand_in.busiest for stand_in in pair) <= 8  # of all calls together
 
 
 # ---- servers that fail ----------------------------------------------------------------------------------------------
@@ -344,7 +347,7 @@ def test_what_is_no_address_is_refused(encoder, url):
         VLLMEngine(url, describe_model(["judge"], encoder, Recipe()))
 
 
-@pytest.mark.parametrize("timeout_s", [0, -1, float("nan")])
+@pytest.mark.parametrize("timeout_s", [0, -1, float("nan"), float("inf")])
 def test_timeout_must_be_a_time(encoder, timeout_s):
     with pytest.raises(ConfigError, match="above 0 is required"):
         VLLMEngine("http://127.0.0.1:1", describe_model(["judge"], encoder, Recipe()), timeout_s)
@@ -390,3 +393,20 @@ def test_compare_on_the_command_line_asks_the_servers(folder, pair, capsys):
     out, err = capsys.readouterr()
     assert (out, err.count("\n")) == ("", 1)
     assert "serves another model" in err
+
+
+def test_score_on_servers_writes_each_row_once_in_order_with_blocks_under_way_together(
+    folder, pair, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("pair_pm.score_file.ROWS_A_BLOCK", 5)
+    rows = [{"prompt": f"Question {n}", "response_a": "a" * (1 + n % 7), "response_b": "b"} for n in range(33)]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    urls, output = ",".join(stand_in.url for stand_in in pair), tmp_path / "out.jsonl"
+    pair[0].fault = lambda number: 503 if number in (4, 9) else None
+    arguments = ["score", "--model", str(folder), "--input", str(tmp_path / "in.jsonl"), "--output", str(output)]
+    assert serve_pair_rm.main([*arguments, "--engine", urls]) == 0
+    scored = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [row["prompt"] for row in scored] == [row["prompt"] for row in rows]
+    scorer = PairScorer.from_pretrained(str(folder), engine=urls)
+    expected = scorer.compare_many([tuple(row.values()) for row in rows])
+    assert [row["log_odds_of_a"] for row in scored] == [list(verdict.log_odds_of_a) for verdict in expected]

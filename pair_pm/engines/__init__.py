@@ -11,6 +11,8 @@ class Engine(Protocol):
 
     Attributes:
         max_prompt_tokens: Longest prompt that the model has positions for; None where it has no such limit.
+        calls_at_once: How many calls from different threads it answers faster than one after the other; 1 where it has
+            no such attribute.
     """
 
     max_prompt_tokens: int | None

@@ -4,6 +4,7 @@ It imports no vLLM, whose requirements conflict with those of training: it speak
 """
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -24,8 +25,8 @@ _SHORTEST_REST_S, _LONGEST_REST_S = 0.5, 10.0
 _UNSEEN_S = 5.0  # no server starts faster: one that was idle for longer may be another by now
 # A server forms its own batches, of up to 256 prompts by default: requests under way together fill one, and large
 # ones spare HTTP. Both are bounded in tokens as well, so that a request is work of seconds.
-_PROMPTS_A_REQUEST, _TOKENS_A_REQUEST = 32, 32768
-_REQUESTS_AT_ONCE = 8
+PROMPTS_A_REQUEST, TOKENS_A_REQUEST = 32, 32768
+REQUESTS_AT_ONCE = 8
 
 
 class _Member:
@@ -36,6 +37,7 @@ class _Member:
         self.last_fault: Exception | None = None
         self._examine = examine
         self._lock = threading.Lock()
+        self._slots = threading.BoundedSemaphore(REQUESTS_AT_ONCE)  # of all calls together
         self._rest_s = _SHORTEST_REST_S
         self._rests_until = 0.0
         self._under_way = 0
@@ -60,14 +62,15 @@ class _Member:
 
     def label_logprobs(self, prompts: Sequence[Sequence[int]]) -> np.ndarray:
         """Return the server's answer; errors as its own."""
-        with self._lock:
-            self._under_way += 1
-        try:
-            return self.server.label_logprobs(prompts)
-        finally:
+        with self._slots:
             with self._lock:
-                self._under_way -= 1
-                self._idle_since = time.monotonic()
+                self._under_way += 1
+            try:
+                return self.server.label_logprobs(prompts)
+            finally:
+                with self._lock:
+                    self._under_way -= 1
+                    self._idle_since = time.monotonic()
 
     def exclude(self, fault: Exception) -> None:
         """Let it rest after a failure."""
@@ -97,9 +100,11 @@ class VLLMEngine:
         EngineError: no server answers, or one of them serves another model, too short prompts, or is too old.
     """
 
+    calls_at_once = 2  # while servers answer one, the next is rendered and tokenised
+
     def __init__(self, urls: str, expected: ExpectedModel, timeout_s: float = DEFAULT_TIMEOUT_S):
-        if not timeout_s > 0:
-            raise ConfigError(f"engine timeout {timeout_s}: a number of seconds above 0 is required")
+        if not 0 < timeout_s < math.inf:
+            raise ConfigError(f"engine timeout {timeout_s}: a finite number of seconds above 0 is required")
         addresses = dict.fromkeys(_check_url(url.strip()) for url in urls.split(","))
         servers = [VLLMServer(url, expected, _REQUEST_SHARE * timeout_s) for url in addresses]
         self._members = [_Member(server, self._examine) for server in servers]
@@ -117,7 +122,7 @@ class VLLMEngine:
         places = {prompt: place for place, prompt in enumerate(dict.fromkeys(map(tuple, prompts)))}
         distinct = list(places)
         logprobs = np.empty((len(distinct), 2))
-        batches = split_neighbours(distinct, _PROMPTS_A_REQUEST, _TOKENS_A_REQUEST)
+        batches = split_neighbours(distinct, PROMPTS_A_REQUEST, TOKENS_A_REQUEST)
         answers = self._send([[distinct[index] for index in batch] for batch in batches])
         for batch, answer in zip(batches, answers, strict=True):
             logprobs[batch] = answer
@@ -155,7 +160,7 @@ class VLLMEngine:
         """Return the answers to batches, each from whichever server answered it."""
         dispatch = Dispatch(len(batches), len(self._members))
         for lane, member in enumerate(self._members):
-            for _ in range(min(_REQUESTS_AT_ONCE, len(batches))):
+            for _ in range(min(REQUESTS_AT_ONCE, len(batches))):
                 # Daemons: after Ctrl-C nobody waits for an answer that is under way.
                 threading.Thread(target=_serve, args=(dispatch, batches, lane, member), daemon=True).start()
         try:

@@ -15,6 +15,7 @@ from pair_pm.errors import EngineError
 from pair_pm.recipe import CARD_NAME, Recipe
 from pair_pm.tokens import PROBE_PROMPTS, PromptEncoder, render_chat
 
+COMPLETIONS = "/v1/completions"
 API_KEY_VARIABLE = "PAIR_PM_ENGINE_API_KEY"
 _TRANSIENT = {408, 425, 429}
 _CONNECT_S = 10.0
@@ -68,6 +69,20 @@ def describe_model(names: Sequence[str], encoder: PromptEncoder, recipe: Recipe)
     )
 
 
+def ask_for_labels(model: str, prompts: Sequence[Sequence[int]], label_ids: Sequence[int]) -> dict:
+    """Return the question to `COMPLETIONS` that the labels' log-probabilities after prompts are the answer to."""
+    return {
+        "model": model,
+        "prompt": [list(prompt) for prompt in prompts],
+        "max_tokens": 1,
+        "temperature": 0,
+        "repetition_penalty": 1,  # a model's generation_config.json may set another
+        "logprobs": 1,
+        "logprob_token_ids": list(label_ids),
+        "return_tokens_as_token_ids": True,
+    }
+
+
 class VLLMServer:
     """Asks one server; safe to use from several threads.
 
@@ -112,17 +127,7 @@ class VLLMServer:
             ServerFault: it does not answer now.
             EngineError: it answers something else.
         """
-        question = {
-            "model": self._model,
-            "prompt": [list(prompt) for prompt in prompts],
-            "max_tokens": 1,
-            "temperature": 0,
-            "repetition_penalty": 1,  # a model's generation_config.json may set another
-            "logprobs": 1,
-            "logprob_token_ids": list(self._expected.label_ids),
-            "return_tokens_as_token_ids": True,
-        }
-        answer = self._ask("POST", "/v1/completions", question)
+        answer = self._ask("POST", COMPLETIONS, ask_for_labels(self._model, prompts, self._expected.label_ids))
         try:
             choices = sorted(answer["choices"], key=lambda choice: choice["index"])
             tables = [choice["logprobs"]["top_logprobs"][0] for choice in choices]
