@@ -6,9 +6,11 @@ last digits can depend on what it is computed beside.
 """
 
 import json
+import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -132,8 +134,7 @@ def _fill(journal: ResultJournal, run: FileRun, source, task: RowTask, scorer, s
     if not run.as_preferences:
         rows = mark_taken(rows, task)
     with tqdm(total=summary.rows, initial=journal.rows, unit=f" {task.unit}", disable=None) as progress:
-        for block in task.cut(rows):
-            results = task.work(scorer, block)
+        for block, results in _work_ahead(task, scorer, task.cut(rows)):
             if run.strict:
                 refuse_errors(run.input, block, results)
             journal.append(results)
@@ -141,6 +142,36 @@ def _fill(journal: ResultJournal, run: FileRun, source, task: RowTask, scorer, s
     summary.seconds = round(time.monotonic() - started, 3)
     if done_now := journal.rows - summary.resumed_at:
         summary.rows_a_second = round(done_now / max(summary.seconds, 1e-3), 2)
+
+
+def _work_ahead(task: RowTask, scorer: PairScorer, blocks: Iterator[list]) -> Iterator[tuple[list, list[dict]]]:
+    """Yield blocks with their results, in order, as many of them under way as the engine takes at once."""
+    calls = getattr(scorer.engine, "calls_at_once", 1)
+    if calls == 1:
+        yield from ((block, task.work(scorer, block)) for block in blocks)
+        return
+    under_way: deque[tuple[list, Future]] = deque()
+    for block in blocks:
+        under_way.append((block, _start(task.work, scorer, block)))
+        if len(under_way) == calls:
+            done, results = under_way.popleft()
+            yield done, results.result()
+    for block, results in under_way:
+        yield block, results.result()
+
+
+def _start(work: Callable, *arguments) -> Future:
+    """Return what will be the result of a call in a thread that neither Ctrl-C nor the end of the process waits for."""
+    future: Future = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work(*arguments))
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future
 
 
 # ---- rows -----------------------------------------------------------------------------------------------------------
