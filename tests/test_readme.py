@@ -16,6 +16,11 @@ LAUNCH = (
     'CUDA_VISIBLE_DEVICES="0,1,2,3" torchrun --nproc_per_node 4 --master_port 20001 '
     "-m axolotl.cli.train config/gemma-2b-it.yml"
 )
+# tests/test_with_vllm.py asks vLLM whether it knows them.
+VLLM_FLAGS = {
+    *("model", "dtype", "enforce-eager", "max-model-len", "hf-overrides", "api-key"),
+    *("tensor-parallel-size", "data-parallel-size", "pipeline-parallel-size", "distributed-executor-backend"),
+}
 
 
 def blocks(language: str) -> list[str]:
@@ -57,6 +62,7 @@ def test_every_flag_in_the_prose_belongs_to_a_script_or_to_a_training_config():
     known |= set(re.findall(r'"--([a-z-]+)"', (ROOT / "pair_pm/training.py").read_text()))
     known |= {"nproc-per-node", "master-port", "nnodes", "rdzv-backend", "rdzv-id", "rdzv-endpoint"}  # torchrun's
     known |= {"no-build-isolation", "no-deps", "lora-model-dir"}
+    known |= VLLM_FLAGS | {"head", "port", "address"}  # ray's
     shown = {flag.replace("_", "-") for flag in re.findall(r"--([a-z][a-z_-]+)", README)}
     assert shown - known == set()
 
