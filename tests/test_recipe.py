@@ -2,12 +2,14 @@
 
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from conftest import CHATML, LLAMA3_TEMPLATE, make_small_tokenizer
 from tiny_models import LLAMA3_MARKS
 
+from pair_pm import recipe
 from pair_pm.errors import RecipeError
 from pair_pm.recipe import CARD_NAME, Recipe, installed_versions, read_recipe, write_recipe
 from pair_pm.tokens import PromptEncoder
@@ -16,6 +18,7 @@ RECIPE = Recipe(
     sequence_len=3072,
     temperature=1.7,
     order_offset=-0.25,
+    probe_logprobs=((-0.5, -1.25), (-3.0, -0.0625)),
     accepted_control_text=("@@x@@",),
     training={"base_model": "tiny", "step": 12},
 )
@@ -55,9 +58,9 @@ def test_card_says_again_what_was_written(path, encoder):
 
 
 def test_card_of_defaults_leaves_the_length_open(encoder, tmp_path):
-    recipe = read_recipe(write_recipe(tmp_path, encoder, Recipe()), encoder)
-    assert (recipe.sequence_len, recipe.temperature, recipe.order_offset) == (None, 1.0, 0.0)
-    assert recipe.accepted_control_text == ()
+    found = read_recipe(write_recipe(tmp_path, encoder, Recipe()), encoder)
+    assert (found.sequence_len, found.temperature, found.order_offset) == (None, 1.0, 0.0)
+    assert (found.probe_logprobs, found.accepted_control_text) == (None, ())
 
 
 def test_saving_another_temperature_renews_the_digest(path, encoder):
@@ -117,12 +120,20 @@ def test_model_trained_with_bos_is_not_served_without(tmp_path):
         read_recipe(path, PromptEncoder(tokenizer, "rlhflow"))
 
 
+def test_card_from_before_probes_were_scored_is_read(path, encoder):
+    card = json.loads(path.read_text())
+    del card["used"]["probe_logprobs"], card["digest"]
+    path.write_text(json.dumps({**card, "digest": recipe._digest(card)}))
+    assert read_recipe(path, encoder) == replace(RECIPE, probe_logprobs=None)
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
         *(("sequence_len", value) for value in (0, -1, 1.5, "3072", True)),
         *(("temperature", value) for value in (0, -1.0, None, "1", True, float("nan"), float("inf"))),
         *(("order_offset", value) for value in (None, "0", False, float("-inf"))),
+        *(("probe_logprobs", value) for value in ([], [[-1, -2]], [[-1, -2], [-3]], [[-1, -2], [-3, None]], "-1")),
     ],
 )
 def test_used_field_out_of_range_is_named(path, encoder, name, value):

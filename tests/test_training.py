@@ -135,6 +135,16 @@ def test_every_save_carries_a_card_that_its_own_tokenizer_confirms(plain_ranks):
         assert recipe.versions["axolotl"]
 
 
+def test_card_of_a_finished_run_says_what_its_weights_give_the_labels(plain_ranks):
+    from pair_pm.checkpoint import load_tokenizer
+    from pair_pm.recipe import read_recipe
+    from pair_pm.saved_model import score_probes
+    from pair_pm.tokens import PromptEncoder
+
+    recipe = read_recipe(plain_ranks / "pair_pm.json", PromptEncoder(load_tokenizer(str(plain_ranks))))
+    np.testing.assert_allclose(recipe.probe_logprobs, score_probes(str(plain_ranks)), rtol=1e-4)
+
+
 def test_a_model_trained_on_real_conversations_compares_new_ones_with_the_ids_it_was_trained_on(
     shared_dir, tmp_path_factory, axolotl_runs
 ):
