@@ -98,7 +98,7 @@ def sample_answers(model, tokenizer, prompts: list[list[dict]], seed: int) -> li
     return tokenizer.batch_decode(ids[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
 
 
-def train(policy: Path, judge: RecordedReward, prompts: list[list[dict]], steps: int, folder: str):
+def train(policy: Path, judge: RecordedReward, prompts: list[list[dict]], steps: int, **options: float):
     """Train with GRPO, and return the weights after 20 steps and after the last one, and the seconds it took."""
     from datasets import Dataset
     from transformers import TrainerCallback
@@ -115,12 +115,11 @@ def train(policy: Path, judge: RecordedReward, prompts: list[list[dict]], steps:
                 reached.append({name: weight.detach().clone() for name, weight in model.state_dict().items()})
 
     config = GRPOConfig(
-        folder,
+        str(policy.parent / "run"),
         per_device_train_batch_size=GROUPS * GENERATIONS,
         num_generations=GENERATIONS,
         max_completion_length=COMPLETION_TOKENS,
         max_steps=steps,
-        learning_rate=1e-3,
         lr_scheduler_type="constant",
         bf16=False,
         use_cpu=True,
@@ -129,6 +128,7 @@ def train(policy: Path, judge: RecordedReward, prompts: list[list[dict]], steps:
         report_to="none",
         disable_tqdm=True,
         seed=0,
+        **options,
     )
     data = Dataset.from_dict({"prompt": prompts})
     trainer = GRPOTrainer(model=str(policy), reward_funcs=judge, args=config, train_dataset=data, callbacks=[Keep()])
@@ -154,7 +154,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--judge", type=Path, default=QUICKSTART / "run/model", help="a trained preference model")
     parser.add_argument("--policy", type=Path, default=QUICKSTART / "run/prepared", help="the base model of the policy")
-    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--learning-rate", type=float, default=3e-4)
+    parser.add_argument("--beta", type=float, default=0.05, help="pull to the start policy: 0 lets it please the judge")
     arguments = parser.parse_args()
     if not (arguments.judge / "pair_pm.json").is_file():
         raise SystemExit(f"{arguments.judge}: no trained judge; python examples/quickstart/run_demo.py makes one")
@@ -179,7 +181,8 @@ def main() -> None:
             return verdict
 
         figures = {"verdict_start": judge_answers("verdict_start")}
-        reached, seconds = train(Path(folder) / "start", judge, training, arguments.steps, folder)
+        options = {"learning_rate": arguments.learning_rate, "beta": arguments.beta}
+        reached, seconds = train(Path(folder) / "start", judge, training, arguments.steps, **options)
     for name, weights in zip(("verdict_20", "verdict_last"), (reached[0], reached[-1]), strict=True):
         policy.load_state_dict(weights)
         figures[name] = judge_answers(name)

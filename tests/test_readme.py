@@ -59,7 +59,8 @@ def test_every_flag_in_the_prose_belongs_to_a_script_or_to_a_training_config():
     for script in ("process_pair_data", "prepare_model", "serve_pair_rm", "evaluate_pair_rm"):
         source = (ROOT / f"{script}.py").read_text() + (ROOT / "pair_pm/command_line.py").read_text()
         known |= set(re.findall(r'"--([a-z-]+)"', source))
-    known |= set(re.findall(r'"--([a-z-]+)"', (ROOT / "pair_pm/training.py").read_text()))
+    for source in (ROOT / "pair_pm/training.py", ROOT / "benchmarks/rewards.py"):
+        known |= set(re.findall(r'"--([a-z-]+)"', source.read_text()))
     known |= {"nproc-per-node", "master-port", "nnodes", "rdzv-backend", "rdzv-id", "rdzv-endpoint"}  # torchrun's
     known |= {"no-build-isolation", "no-deps", "lora-model-dir"}
     known |= VLLM_FLAGS | {"head", "port", "address"}  # ray's
