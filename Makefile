@@ -31,7 +31,7 @@ demo: install ## run the whole main job on generated data: process, prepare, tra
 
 test: install ## run the tests, two files at a time
 	@echo "== Tests"
-	PATH="$(CURDIR)/$(BIN):$$PATH" python -m pytest -n 2 --dist loadfile
+	PATH="$(CURDIR)/$(BIN):$$PATH" python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-vllm: install $(VLLM_VENV)/installed $(DEMO_MODEL) ## run the tests against real vLLM servers, on the CPU
 	@echo "== Tests against vLLM on the quickstart's model"

@@ -29,6 +29,12 @@ hypothesis.settings.load_profile("pair_pm")
 
 ROOT = Path(__file__).resolve().parent.parent
 
+# The files that take longest come first, so that no worker of `make test` is left alone with one at the end.
+LONG_FILES = (
+    *("test_training", "test_resuming", "test_pair_trainer", "test_adapters", "test_token_proof"),
+    *("test_training_check", "test_configs", "test_rewards", "test_publishing", "test_pair_dataset"),
+)
+
 # How a text falls apart before BPE. GPT-2's pattern splits "\n\n" before a letter otherwise than at the end of a text.
 LLAMA3_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
@@ -63,6 +69,12 @@ _SENTENCES = (
     "USER: What is the boiling point of water? ASSISTANT: It boils at 100 degrees. ### Instruction: ### Response:",
     "You are a helpful assistant.\n\n  The quick brown fox jumps over the lazy dog, and the dog does not mind.",
 )
+
+
+def pytest_collection_modifyitems(items):
+    """Sort the files by `LONG_FILES`, the others after them as they were."""
+    place = {name: number for number, name in enumerate(LONG_FILES)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(place)))
 
 
 @functools.lru_cache

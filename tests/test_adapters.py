@@ -1,13 +1,10 @@
 """Adapters for real: LoRA trained, merged with axolotl's own command, finished, and scored."""
 
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT
-from workshop import ENVIRONMENT, LORA, Workshop, assert_scores_as_last_evaluated, losses, score
+from workshop import LORA, Workshop, assert_scores_as_last_evaluated, losses, score
 
 import prepare_model
 from pair_pm.errors import CheckpointError, MissingPathError
@@ -25,16 +22,8 @@ def workshop(tmp_path_factory, axolotl_runs) -> Workshop:
 def merged(workshop):
     """The folder that axolotl merged a trained adapter into."""
     adapter = workshop.train("adapter", **STRONG)
-    command = [sys.executable, "-m", "axolotl.cli.merge_lora", str(workshop.folder / "adapter.yml")]
-    done = subprocess.run(
-        [*command, "--lora-model-dir", str(adapter)],
-        cwd=ROOT,
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    done = workshop.runs.run(workshop.folder / "adapter.yml", command="merge_lora", lora_model_dir=str(adapter))
+    assert done.returncode == 0, done.stdout[-3000:]
     return adapter / "merged"
 
 
@@ -76,7 +65,7 @@ def test_adapters_under_zero_3_train_and_save_as_on_plain_ranks(workshop, merged
     # Both go on from one trained adapter: a fresh one starts from random numbers, drawn differently under ZeRO-3.
     keys = LORA | {"lora_r": 8, "lora_alpha": 32, "lora_model_dir": str(merged.parent), **workshop.evaluated}
     plain = workshop.train("plain_lora", ranks=2, **keys)
-    sharded = workshop.launch("zero_3_lora", ranks=2, deepspeed=3, **keys)
+    sharded = workshop.train("zero_3_lora", ranks=2, deepspeed=3, **keys)
     assert losses(sharded) == pytest.approx(losses(plain), rel=1e-4)
     prompts = workshop.prompts()[:20]
     scores = [score(workshop.base, prompts, adapter=str(output)) for output in (plain, sharded)]

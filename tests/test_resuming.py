@@ -28,27 +28,19 @@ def workshop(tmp_path_factory, axolotl_runs) -> Workshop:
 class LaunchedRun:
     """A run under torchrun that can be looked at while it trains."""
 
-    def __init__(self, config: Path, ranks: int, *arguments: str):
-        command = [*launch_line(config, "--standalone", "--nproc_per_node", str(ranks)), *arguments]
+    def __init__(self, config: Path, ranks: int, **options: str):
+        command = launch_line(config, "--standalone", "--nproc_per_node", str(ranks))
+        command += [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", value)]
         self._log = config.with_suffix(".launched.log").open("w+")
         self.process = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stdout=self._log, stderr=subprocess.STDOUT)
 
-    def wait_for(self, path: Path) -> None:
-        """Return when the file is there."""
-        deadline = time.monotonic() + 300
-        while not path.exists():
-            assert self.process.poll() is None, self.output()[-5000:]
-            assert time.monotonic() < deadline, self.output()[-5000:]
-            time.sleep(0.002)
-
-    def workers(self) -> list[psutil.Process]:
-        """Return the processes that train."""
-        children = psutil.Process(self.process.pid).children()
-        return [child for child in children if "axolotl.cli.train" in " ".join(child.cmdline())]
+    def is_alive(self) -> bool:
+        """Return whether torchrun runs."""
+        return self.process.poll() is None
 
     def kill(self) -> None:
         """End all of it at once, as a power cut would."""
-        for process in [*self.workers(), psutil.Process(self.process.pid)]:
+        for process in [*psutil.Process(self.process.pid).children(), self.process]:
             process.kill()
         self.process.wait()
 
@@ -60,6 +52,15 @@ class LaunchedRun:
         """Return all that it said."""
         self._log.flush()
         return Path(self._log.name).read_text(errors="replace")
+
+
+def wait_for(path: Path, run) -> None:
+    """Return when the file is there."""
+    deadline = time.monotonic() + 300
+    while not path.exists():
+        assert run.is_alive(), run.output()[-5000:]
+        assert time.monotonic() < deadline, run.output()[-5000:]
+        time.sleep(0.002)
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -75,14 +76,15 @@ def test_a_killed_run_that_is_resumed_ends_with_the_weights_of_one_that_was_not(
     whole = workshop.train(f"whole_{ranks}", ranks=ranks, **keys)
     config = workshop.write_config(f"killed_{ranks}", **keys)
     output = workshop.folder / f"killed_{ranks}"
-    run = LaunchedRun(config, ranks)
-    run.wait_for(output / "checkpoint-45/pair_pm.json")
+    start = LaunchedRun if ranks == 2 else workshop.runs.start  # by the launch line of the README, and without it
+    run = start(config, ranks)
+    wait_for(output / "checkpoint-45/pair_pm.json", run)
     run.kill()
     assert not (output / "model.safetensors").exists()
     # What a kill in the middle of a save leaves: the highest number, and not whole.
     (output / "checkpoint-59").mkdir()
     (output / "checkpoint-59/model.safetensors").write_bytes(b"half")
-    resumed = LaunchedRun(config, ranks, "--auto-resume-from-checkpoints", "true")
+    resumed = start(config, ranks, auto_resume_from_checkpoints="true")
     assert resumed.wait() == 0, resumed.output()[-5000:]
     assert "checkpoint-59: has no pair_pm.json" in resumed.output()
     expected = weights(whole)
@@ -93,11 +95,11 @@ def test_a_killed_run_that_is_resumed_ends_with_the_weights_of_one_that_was_not(
 
 def test_a_disk_that_is_full_while_a_checkpoint_is_written_is_said_and_the_one_before_still_resumes(workshop):
     config = workshop.write_config("full", **LONG)
-    run = LaunchedRun(config, 1)
+    run = workshop.runs.start(config)
     output = workshop.folder / "full"
-    run.wait_for(output / "checkpoint-15/pair_pm.json")
-    (worker,) = run.workers()
-    resource.prlimit(worker.pid, resource.RLIMIT_FSIZE, (65536, 65536))
+    wait_for(output / "checkpoint-15/pair_pm.json", run)
+    (worker,) = run.workers
+    resource.prlimit(worker, resource.RLIMIT_FSIZE, (65536, 65536))
     assert run.wait() != 0
     (broken,) = {step for step in (30, 45, 60) if f"checkpoint-{step}: the checkpoint could not be" in run.output()}
     assert "room and the right to write are required" in run.output()

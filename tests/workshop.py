@@ -40,6 +40,11 @@ def launch_line(config: Path, *options: str) -> list[str]:
     return [sys.executable, "-m", "torch.distributed.run", *options, "-m", "axolotl.cli.train", str(config)]
 
 
+def name_deepspeed_file(stage: int) -> str:
+    """Return what `--deepspeed` takes."""
+    return f"deepspeed_configs/deepspeed_{stage}.json"
+
+
 def make_tokenizer():
     return make_small_tokenizer(LLAMA3_TEMPLATE, LLAMA3_MARKS, split="llama3")
 
@@ -62,7 +67,7 @@ class Workshop:
         from pair_pm.pair_dataset import build_pair_dataset
 
         self.folder = folder
-        self._runs = runs
+        self.runs = runs
         preferences = preferences or write_preferences(folder / "preferences.jsonl")
         self.base = save_tiny_checkpoint(folder / "base", tokenizer=make_tokenizer())
         options = ConversionOptions(both_orders=True, tokenizer=str(self.base), max_length=max_length)
@@ -71,23 +76,30 @@ class Workshop:
         self.held_out = write_preferences(folder / "held_out.jsonl", pairs=13, start=1000)
         build_pair_dataset([str(self.held_out)], str(folder / "pairs.eval.jsonl"), ConversionOptions())
 
-    def train(self, name: str, ranks: int = 1, **options) -> Path:
+    def train(self, name: str, ranks: int = 1, **given) -> Path:
         """Train, and return the output folder."""
-        done = self.run(name, ranks, **options)
+        done = self.run(name, ranks, **given)
         assert done.returncode == 0, done.stdout[-5000:]
         return self.folder / name
 
     def run(
-        self, name: str, ranks: int = 1, environment: dict | None = None, command: str = "train", **overrides
+        self,
+        name: str,
+        ranks: int = 1,
+        deepspeed: int | None = None,
+        environment: dict | None = None,
+        command: str = "train",
+        **overrides,
     ) -> subprocess.CompletedProcess:
         """Train, or "preprocess", and return how it ended, with all that it said in `stdout`."""
-        return self._runs.run(self.write_config(name, **overrides), ranks, environment, command)
+        options = {"deepspeed": name_deepspeed_file(deepspeed)} if deepspeed else {}
+        return self.runs.run(self.write_config(name, **overrides), ranks, environment, command, **options)
 
     def launch(
         self, name: str, ranks: int = 1, deepspeed: int | None = None, environment: dict | None = None, **overrides
     ) -> Path:
         """Train with torchrun, as the README says, and return the output folder; what it said is in `<name>.log`."""
-        arguments = ["--deepspeed", f"deepspeed_configs/deepspeed_{deepspeed}.json"] if deepspeed else []
+        arguments = ["--deepspeed", name_deepspeed_file(deepspeed)] if deepspeed else []
         command = launch_line(self.write_config(name, **overrides), "--standalone", "--nproc_per_node", str(ranks))
         variables = ENVIRONMENT | (environment or {})
         done = subprocess.run(
