@@ -13,8 +13,8 @@ _START_S = 300
 _VARIABLES = {
     "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
     "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_SERVER_DEV_MODE": "1",  # offers to forget prefixes
     "HF_HUB_OFFLINE": "1",
-    "OMP_NUM_THREADS": "1",
 }
 
 
@@ -27,9 +27,10 @@ class VLLMProcess:
         log: File for what it says.
         options: More of its command line.
         api_key: That it asks for.
+        threads: That it computes with.
     """
 
-    def __init__(self, python: str, model: Path, log: Path, *options: str, api_key: str = ""):
+    def __init__(self, python: str, model: Path, log: Path, *options: str, api_key: str = "", threads: int = 1):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -40,6 +41,7 @@ class VLLMProcess:
         command += ["--enforce-eager", "--host", "127.0.0.1", "--port", str(port), *options]
         command += ["--api-key", api_key] if api_key else []
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | _VARIABLES
+        environment["OMP_NUM_THREADS"] = str(threads)
         with log.open("w") as output:
             self._process = subprocess.Popen(
                 command, cwd=log.parent, env=environment, stdout=output, stderr=output, start_new_session=True
@@ -60,6 +62,10 @@ class VLLMProcess:
         """Return the sum of one of its counters."""
         lines = httpx.get(f"{self.url}/metrics", timeout=30).text.splitlines()
         return sum(float(line.split()[-1]) for line in lines if line.startswith(f"vllm:{metric}{{"))
+
+    def forget_prefixes(self) -> None:
+        """Empty its prefix cache."""
+        httpx.post(f"{self.url}/reset_prefix_cache", timeout=30).raise_for_status()
 
     def kill(self) -> None:
         """Stop it at once, with what it forked."""
