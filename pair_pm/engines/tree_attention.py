@@ -54,6 +54,7 @@ class AttendedTree:
         return self._masks[key]
 
 
+@torch.compiler.disable  # compiled, its loop would be unrolled anew for every tree
 def attend_along_paths(
     module,
     query,
