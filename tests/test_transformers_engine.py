@@ -169,6 +169,44 @@ def test_shared_prefixes_are_computed_once_and_change_no_number(name, attention,
     assert engine.tokens_computed == len({tuple(ids[:end]) for ids in shared_prompts for end in range(1, len(ids) + 1)})
 
 
+@pytest.mark.parametrize("name", ["llama", "mistral", "gemma2"])
+def test_flash_attention_is_asked_as_it_wants_to_be(name, shared_prompts, monkeypatch):
+    # Its kernels need a GPU: what they compute, in plain steps, stands in for them.
+    monkeypatch.setitem(transformers.AttentionInterface._global_mapping, "flash_attention_2", attend_as_flash_does)
+    model = make_tiny_model(name, vocab_size=VOCABULARY)
+    expected = score_slowly(model, shared_prompts)
+    model.config._attn_implementation = "flash_attention_2"
+    engine = TransformersEngine(model, LABEL_IDS)
+    assert engine.shares_prefixes
+    np.testing.assert_allclose(engine.label_logprobs(shared_prompts), expected, rtol=0, atol=1e-5)
+
+
+def attend_as_flash_does(
+    module, query, key, value, attention_mask, *, scaling, sliding_window=None, softcap=None, **rest
+):
+    """Return attention that is causal from the end of the keys; windows and caps are arguments, not masks."""
+    assert module.config._attn_implementation == "flash_attention_2"  # where it looks up its kernel
+    assert attention_mask is None or attention_mask.ndim == 2
+    assert rest.get("position_ids") is None or rest["position_ids"].shape[1] == query.shape[2] == key.shape[2]
+    groups = query.shape[1] // key.shape[1]
+    scores = scaling * query @ key.repeat_interleave(groups, 1).transpose(2, 3)
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    behind = torch.arange(query.shape[2])[:, None] + key.shape[2] - query.shape[2] - torch.arange(key.shape[2])
+    seen = (behind >= 0) & (behind < (sliding_window or key.shape[2]))
+    weights = scores.masked_fill(~seen, -torch.inf).softmax(-1)
+    return (weights @ value.repeat_interleave(groups, 1)).transpose(1, 2), None
+
+
+def test_attention_that_is_not_known_is_left_alone(caplog):
+    model = make_tiny_model("llama", vocab_size=VOCABULARY)
+    model.set_attn_implementation("flex_attention")
+    engine = TransformersEngine(model, LABEL_IDS)
+    assert not engine.shares_prefixes
+    assert "flex_attention is not known to branch" in caplog.text
+    assert model.config._attn_implementation == "flex_attention"
+
+
 @pytest.mark.parametrize(
     ("config", "reason"),
     [

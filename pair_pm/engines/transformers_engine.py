@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional
 
 from pair_pm.engines.prefix_tree import PrefixTree, plant_tree, split_by_tokens
-from pair_pm.engines.tree_attention import TREE_ATTENTION, AttendedTree
+from pair_pm.engines.tree_attention import KNOWN_ATTENTION, TREE_ATTENTION, AttendedTree
 from pair_pm.errors import PromptTooLongError
 
 logger = logging.getLogger(__name__)
@@ -166,6 +166,8 @@ class TransformersEngine:
         Layers that keep a state, windows that the attention is not told of, and positions that follow the packed
         sequence would give wrong numbers without a word. So a probe of a few tokens is scored both ways.
         """
+        if self._own_attention not in KNOWN_ATTENTION:
+            return f"its attention {self._own_attention} is not known to branch"
         probe = _make_probe(self.model.config.get_text_config().vocab_size)
         expected = self._padded_logits(probe)
         self.model.set_attn_implementation(TREE_ATTENTION)

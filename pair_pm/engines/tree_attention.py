@@ -15,6 +15,9 @@ from transformers import AttentionInterface
 from pair_pm.engines.prefix_tree import Branch
 
 TREE_ATTENTION = "pair_pm_prefix_tree"
+FLASH_ATTENTION = ("flash_attention_2", "flash_attention_3", "flash_attention_4")
+# What the masks below are made for.
+KNOWN_ATTENTION = ("sdpa", "eager", *FLASH_ATTENTION)
 
 
 @dataclass
@@ -36,7 +39,7 @@ class AttendedTree:
         """Return which tokens of the path each token of the branch sees, None where the attention knows by itself."""
         length = branch.stop - branch.start
         is_windowed = window is not None and window < branch.depth + length
-        if self.implementation.startswith("flash_attention"):
+        if self.implementation in FLASH_ATTENTION:
             return None  # causal from the end of the path, and takes the window itself
         if self.implementation == "sdpa" and not branch.depth and not is_windowed:
             return None  # causal from the start, which is the same where the path is empty
@@ -82,11 +85,15 @@ def attend_along_paths(
     prefix_tree.windows.append(sliding_window)
     options.pop("position_ids", None)  # of the whole packed sequence; flash attention would look for documents in it
     outputs = []
-    for branch in prefix_tree.branches:
-        mask = prefix_tree.make_mask(branch, sliding_window, query)
-        queries = query[:, :, branch.start : branch.stop]
-        keys, values = (_gather(states, branch) for states in (key, value))
-        outputs.append(own(module, queries, keys, values, mask, sliding_window=sliding_window, **options)[0])
+    module.config._attn_implementation = prefix_tree.implementation  # where flash attention looks its kernel up
+    try:
+        for branch in prefix_tree.branches:
+            mask = prefix_tree.make_mask(branch, sliding_window, query)
+            queries = query[:, :, branch.start : branch.stop]
+            keys, values = (_gather(states, branch) for states in (key, value))
+            outputs.append(own(module, queries, keys, values, mask, sliding_window=sliding_window, **options)[0])
+    finally:
+        module.config._attn_implementation = TREE_ATTENTION
     return torch.cat(outputs, dim=1), None
 
 
