@@ -317,8 +317,22 @@ class _LenientComparer:
             if self.on_overlong == "error":
                 raise
         fitted = [self._fit(*item) for item in items]
-        verdicts = iter(compare([item for item in fitted if item]))
+        verdicts = iter(self._compare_fitted(compare, [item for item in fitted if item], tie))
         return [next(verdicts) if item else tie for item in fitted]
+
+    def _compare_fitted(self, compare: Callable, items: Sequence[Item], tie) -> list:
+        """Return the verdicts; a comparison that the engine's memory does not hold is a tie."""
+        try:
+            return compare(items)
+        except PromptTooLongError:
+            if len(items) == 1:
+                self.counts["overlong_comparisons"] += 1
+                return [tie]
+        middle = len(items) // 2
+        return [
+            *self._compare_fitted(compare, items[:middle], tie),
+            *self._compare_fitted(compare, items[middle:], tie),
+        ]
 
     def _fit(self, messages: Prompt, first: str, second: str) -> Item | None:
         """Return the comparison as it can be made, if at all."""

@@ -198,7 +198,7 @@ class PairScorer:
         """
         results: list = self._encode_both_orders(items)
         usable = [index for index, result in enumerate(results) if not isinstance(result, PairPMError)]
-        for index, comparison in zip(usable, self._compare([results[index] for index in usable]), strict=True):
+        for index, comparison in zip(usable, self._compare_each([results[index] for index in usable]), strict=True):
             results[index] = comparison
         return results
 
@@ -249,6 +249,16 @@ class PairScorer:
     def _compare(self, pairs: Sequence[tuple[_Prompt, _Prompt]]) -> list[Comparison]:
         orders = self._judge([prompt for pair in pairs for prompt in pair])
         return [_merge_orders(*pair) for pair in zip(orders[::2], orders[1::2], strict=True)]
+
+    def _compare_each(self, pairs: Sequence[tuple[_Prompt, _Prompt]]) -> list[Comparison | PromptTooLongError]:
+        """Return the comparisons, with the error in the place of a pair that the engine's memory does not hold."""
+        try:
+            return self._compare(pairs)
+        except PromptTooLongError as error:
+            if len(pairs) == 1:
+                return [error]
+            middle = len(pairs) // 2
+            return self._compare_each(pairs[:middle]) + self._compare_each(pairs[middle:])
 
     def _judge(self, prompts: Sequence[_Prompt]) -> list[OrderedComparison]:
         if not prompts:

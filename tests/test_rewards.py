@@ -16,6 +16,7 @@ from pair_pm import PairScorer
 from pair_pm.errors import ConfigError, DataError, PromptTooLongError
 from pair_pm.ranking import rank
 from pair_pm.rewards import COUNTED, ENVIRONMENT, GroupReward, group_reward
+from pair_pm.scoring import render_both_orders
 
 QUESTION, OTHER = "How do I plant a rose?", "How do I cook a soup?"
 ANSWERS = ["With soil.", "Use water and light.", "No idea.", "Ask a gardener, she knows.", "Plant it."]
@@ -146,6 +147,22 @@ LONG = "Water it. " * 20
 def test_a_comparison_that_is_too_long_is_an_error_by_default(scorer):
     with pytest.raises(PromptTooLongError, match="at most the model's 256 positions"):
         reward(scorer, [QUESTION] * 3, [*ANSWERS[:2], LONG * 2])
+
+
+def test_what_the_memory_does_not_hold_is_a_tie_as_well(scorer, monkeypatch):
+    longest = max(len(ids) for ids in scorer.encoder.encode(render_both_orders(QUESTION, ANSWERS[0], "Water it. " * 5)))
+    score = scorer.engine.label_logprobs
+
+    def score_what_fits(prompts):
+        if max(map(len, prompts)) >= longest:
+            raise PromptTooLongError("a prompt: the memory does not hold it")
+        return score(prompts)
+
+    monkeypatch.setattr(scorer.engine, "label_logprobs", score_what_fits)
+    judge = GroupReward(scorer, on_overlong="neutral", method="knockout")
+    rewards = judge([QUESTION] * 2, [ANSWERS[0], "Water it. " * 5])
+    assert rewards == pytest.approx([0, 0], abs=1e-6)
+    assert judge.counts["overlong_comparisons"] == 1
 
 
 @pytest.mark.parametrize("method", ["circular", "knockout", "round_robin"])

@@ -169,6 +169,18 @@ def test_each_item_gets_its_comparison_or_its_own_error(scorer):
     assert scorer.compare_each([]) == []
 
 
+def test_one_prompt_that_no_memory_holds_spoils_no_other(encoder):
+    class SmallEngine(FixedEngine):
+        def label_logprobs(self, prompts):
+            if max(map(len, prompts)) > 300:
+                raise PromptTooLongError("a prompt: the memory does not hold it")
+            return np.log([[0.6, 0.3]] * len(prompts))
+
+    scorer = PairScorer(SmallEngine([0, 0]), encoder)
+    results = scorer.compare_each([PAIRS[0], ("Q", "word " * 300, "no"), PAIRS[1]])
+    assert [type(result) for result in results] == [Comparison, PromptTooLongError, Comparison]
+
+
 def test_one_prompt_whose_labels_are_others_spoils_no_other(scorer, monkeypatch):
     encode = scorer.encoder.encode
 

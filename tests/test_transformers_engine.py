@@ -1,5 +1,7 @@
 """The in-process engine against a slow reference: one prompt at a time, all of the model's own logits."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -114,7 +116,6 @@ def test_token_limit_splits_batches_and_changes_no_number(shared_prompts):
     model = make_tiny_model("llama", vocab_size=VOCABULARY)
     together = TransformersEngine(model, LABEL_IDS)
     expected = together.label_logprobs(shared_prompts)
-    widths = record_widths(model)
     engine = TransformersEngine(make_tiny_model("llama", vocab_size=VOCABULARY), LABEL_IDS, max_batch_tokens=120)
     widths = record_widths(engine.model)
     found = engine.label_logprobs(shared_prompts)
@@ -243,6 +244,57 @@ def test_model_that_cannot_branch_is_fed_padded_batches_and_says_so_once(config,
     assert "padded batches" in record.message
 
 
+@pytest.mark.parametrize("branches", [True, False])
+def test_long_prompt_does_not_change_the_rotary_frequencies_of_a_short_one(branches):
+    # Beyond 64 positions "longrope" takes other frequencies, for all that is in a batch.
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [4.0] * 4}
+    config = transformers.Phi3Config(
+        **TINY,
+        max_position_embeddings=1024,
+        original_max_position_embeddings=64,
+        rope_parameters={**rope, "original_max_position_embeddings": 64},
+        initializer_range=0.3,
+    )
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    random = np.random.default_rng(3)
+    prompts = [random.integers(3, VOCABULARY, size=length).tolist() for length in (64, 200, 65, 20)]
+    expected = score_slowly(model, prompts)
+    engine = TransformersEngine(model, LABEL_IDS, share_prefixes=branches)
+    assert engine.shares_prefixes == branches
+    np.testing.assert_allclose(engine.label_logprobs(prompts), expected, rtol=0, atol=1e-5)
+
+
+def test_calls_from_several_threads_get_their_own_numbers(prompts, shared_prompts):
+    engine = TransformersEngine(make_tiny_model("llama", vocab_size=VOCABULARY), LABEL_IDS)
+    expected = [engine.label_logprobs(prompts), engine.label_logprobs(shared_prompts)]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(engine.label_logprobs, [prompts, shared_prompts] * 20))
+    for number, logprobs in enumerate(found):
+        np.testing.assert_allclose(logprobs, expected[number % 2], rtol=0, atol=1e-5)
+
+
+def test_a_callers_autocast_does_not_round_the_head(prompts):
+    engine = TransformersEngine(make_tiny_model("llama", vocab_size=VOCABULARY), LABEL_IDS)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logprobs = engine.label_logprobs(prompts)
+    odds = torch.tensor(logprobs[:, 0] - logprobs[:, 1])
+    assert (odds.bfloat16().double() != odds).all()
+
+
+def test_short_branches_are_split_by_their_logits(monkeypatch):
+    from pair_pm.engines import transformers_engine
+
+    monkeypatch.setattr(transformers_engine, "_BATCH_LOGITS", 3 * VOCABULARY)
+    model = make_tiny_model("llama", vocab_size=VOCABULARY)
+    branches = [[5] * 20 + [number] for number in range(10, 18)]
+    expected = score_slowly(model, branches)
+    engine = TransformersEngine(model, LABEL_IDS)
+    widths = record_widths(model)
+    np.testing.assert_allclose(engine.label_logprobs(branches), expected, rtol=0, atol=1e-5)
+    assert widths == [(1, 23), (1, 23), (1, 22)]
+
+
 def test_window_is_that_of_each_prompt_not_of_the_packed_sequence():
     # The second prompt's own tokens stand 60 tokens behind the prefix that they share; a window of 16 sees it still.
     random = np.random.default_rng(2)
@@ -274,6 +326,42 @@ def test_prompt_that_no_memory_holds_is_an_error_that_says_so(shared_prompts):
     limit_memory(model, tokens=80)
     with pytest.raises(PromptTooLongError, match=r"prompt of 94 tokens: the memory of cpu does not hold"):
         engine.label_logprobs(shared_prompts)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "CUDA out of memory. Tried to allocate 2.00 GiB.",
+        "CUDA error: out of memory",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "MPS backend out of memory (MPS allocated: 1 GB)",
+    ],
+)
+def test_the_words_of_each_library_for_no_memory_are_understood(text, prompts):
+    model = make_tiny_model("llama", vocab_size=VOCABULARY)
+    engine = TransformersEngine(model, LABEL_IDS)
+    calls = []
+
+    def fail_at_first(module, args, kwargs):
+        calls.append(kwargs["input_ids"].numel())
+        if len(calls) == 1:
+            raise RuntimeError(text)
+
+    model.register_forward_pre_hook(fail_at_first, with_kwargs=True)
+    assert np.isfinite(engine.label_logprobs(prompts)).all()
+    assert len(calls) > 2
+
+
+def test_another_error_of_the_model_is_not_taken_for_missing_memory(prompts):
+    model = make_tiny_model("llama", vocab_size=VOCABULARY)
+    engine = TransformersEngine(model, LABEL_IDS)
+
+    def fail(module, args, kwargs):
+        raise RuntimeError("device-side assert triggered")
+
+    model.register_forward_pre_hook(fail, with_kwargs=True)
+    with pytest.raises(RuntimeError, match="device-side assert"):
+        engine.label_logprobs(prompts)
 
 
 def limit_memory(model, tokens: int) -> None:

@@ -5,7 +5,9 @@ runs at the last position of each prompt alone. A model whose layers cannot bran
 """
 
 import logging
-from collections.abc import Sequence
+import math
+import threading
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import torch
@@ -21,6 +23,7 @@ logger = logging.getLogger(__name__)
 # Two cores are as fast at a quarter of this. A GPU is not, and halves it where its memory says no.
 _CPU_BATCH_TOKENS, _GPU_BATCH_TOKENS = 4096, 32768
 _CAST_ROWS = 16384  # of the head at once, where it has to be cast
+_BATCH_LOGITS = 2**28  # a gibibyte of float32: short branches of one prefix are many before they are many tokens
 # How far the logits of a probe may lie apart, relative to their spread, to be called the same; in the types that round
 # to 8 and 11 bits, layers add up to a hundredth.
 _SAME_LOGITS = {torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.1}
@@ -44,7 +47,8 @@ class AnswerHead(nn.Module):
         rows, columns = self.ends
         hidden = hidden[rows.to(hidden.device), columns.to(hidden.device)].unsqueeze(1).float()
         weights = [self.weight] if self.weight.dtype == torch.float32 else self.weight.split(_CAST_ROWS)
-        logits = torch.cat([functional.linear(hidden, weight.float()) for weight in weights], dim=-1)
+        with torch.autocast(hidden.device.type, enabled=False):  # a caller's would round
+            logits = torch.cat([functional.linear(hidden, weight.float()) for weight in weights], dim=-1)
         return logits if self.bias is None else logits + self.bias.float()
 
 
@@ -76,6 +80,8 @@ class TransformersEngine:
         self._head = AnswerHead(model.get_output_embeddings())
         model.set_output_embeddings(self._head)
         self._own_attention = model.config._attn_implementation
+        self._rotary_switch = _find_rotary_switch(model.config.get_text_config())
+        self._lock = threading.Lock()
         problem = self._start_sharing() if share_prefixes else None
         self.shares_prefixes = share_prefixes and problem is None
         if problem is not None:
@@ -89,11 +95,17 @@ class TransformersEngine:
         """
         # Equal prompts are scored once: in different batches their last digits could differ, and equal responses
         # would not tie.
+        distinct = {tuple(prompt) for prompt in prompts}
+        with self._lock:  # a forward pass leaves what it is about with the head and the config
+            logprobs = self._score({prompt for prompt in distinct if len(prompt) <= self._rotary_switch})
+            logprobs |= self._score({prompt for prompt in distinct if len(prompt) > self._rotary_switch})
+        return np.array([logprobs[tuple(prompt)] for prompt in prompts]).reshape(-1, 2)
+
+    def _score(self, prompts: Collection[tuple[int, ...]]) -> dict[tuple[int, ...], np.ndarray]:
         logprobs: dict[tuple[int, ...], np.ndarray] = {}
-        waiting = sorted({tuple(prompt) for prompt in prompts}, key=None if self.shares_prefixes else _by_length)
+        waiting = sorted(prompts, key=None if self.shares_prefixes else _by_length)
         while waiting:
-            batch = self._next_batch(waiting)
-            scored = None
+            batch, scored = self._next_batch(waiting), None
             try:
                 scored = self._score_batch(batch)
             except RuntimeError as error:
@@ -104,12 +116,13 @@ class TransformersEngine:
                 continue
             logprobs.update(zip(batch, scored, strict=True))
             waiting = waiting[len(batch) :]
-        return np.array([logprobs[tuple(prompt)] for prompt in prompts]).reshape(-1, 2)
+        return logprobs
 
     def _next_batch(self, waiting: Sequence[tuple[int, ...]]) -> Sequence[tuple[int, ...]]:
+        most = max(1, _BATCH_LOGITS // self.model.config.get_text_config().vocab_size)
         if self.shares_prefixes:
-            return next(split_by_tokens(waiting, self.max_batch_tokens))
-        return waiting[: max(1, self.max_batch_tokens // len(waiting[0]))]  # the first is the longest
+            return next(split_by_tokens(waiting[:most], self.max_batch_tokens))
+        return waiting[: min(most, max(1, self.max_batch_tokens // len(waiting[0])))]  # the first is the longest
 
     def _halve(self, batch: Sequence[Sequence[int]]) -> None:
         if len(batch) == 1:
@@ -158,7 +171,9 @@ class TransformersEngine:
         """Return the logits at the ends of the prompts, float32, shape (prompts, vocabulary)."""
         self._head.ends = rows, columns
         self.tokens_computed += inputs["input_ids"].numel()
-        return self.model(**inputs, use_cache=False).logits[:, 0].float()
+        logits = self.model(**inputs, use_cache=False).logits
+        assert logits.shape[:2] == (len(rows), 1), logits.shape
+        return logits[:, 0].float()
 
     def _start_sharing(self) -> str | None:
         """Give the model an attention that branches and return None, or leave it as it is and return why.
@@ -218,5 +233,23 @@ def _by_length(prompt: tuple[int, ...]) -> tuple:
     return -len(prompt), prompt  # the longest first, so that memory runs out at once or never
 
 
+def _find_rotary_switch(config) -> float:
+    """Return the length beyond which the model's rotary frequencies are others; infinity where there is none.
+
+    With "longrope" transformers takes them from the longest prompt of a batch, so that one beyond the length would
+    change the numbers of all others. ("dynamic" does so too, but beyond the model's positions alone.)
+    """
+    parameters = getattr(config, "rope_parameters", None) or {}
+    kinds = [value for value in parameters.values() if isinstance(value, dict)] or [parameters]
+    lengths = [
+        kind.get("original_max_position_embeddings") or config.original_max_position_embeddings
+        for kind in kinds
+        if kind.get("rope_type") == "longrope"
+    ]
+    return min(lengths, default=math.inf)
+
+
 def _is_out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    # Of the caching allocator; of a driver's or library's own allocation; of the CPU's.
+    words = ("out of memory", "ALLOC_FAILED", "can't allocate memory")
+    return isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in words)

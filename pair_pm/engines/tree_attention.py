@@ -43,7 +43,7 @@ class AttendedTree:
             return None  # causal from the end of the path, and takes the window itself
         if self.implementation == "sdpa" and not branch.depth and not is_windowed:
             return None  # causal from the start, which is the same where the path is empty
-        key = (branch.start, window if is_windowed else None)
+        key = (branch.start, window if is_windowed else None, query.device)
         if key not in self._masks:
             seen = torch.ones(length, branch.depth + length, dtype=torch.bool, device=query.device)
             seen = seen.tril(branch.depth)
@@ -76,11 +76,16 @@ def attend_along_paths(
         query: Shape (1, heads, tokens, head size); keys and values may have fewer heads.
         key: As query.
         value: As query.
-        attention_mask: None: no mask is made for an attention of this name.
+        attention_mask: None: transformers makes no mask for an attention of this name.
         prefix_tree: What `model(…, prefix_tree=…)` was called with.
         sliding_window: Of this layer.
         options: What else the layer gives to its attention.
+
+    Raises:
+        ValueError: the model made a mask of its own, which knows nothing of branches.
     """
+    if attention_mask is not None:
+        raise ValueError("attention_mask: None is required")
     own = _find_own_attention(module, prefix_tree.implementation)
     prefix_tree.windows.append(sliding_window)
     options.pop("position_ids", None)  # of the whole packed sequence; flash attention would look for documents in it
