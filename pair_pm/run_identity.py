@@ -10,11 +10,8 @@ from pair_pm.errors import DataError, OutputExistsError, UnwritableError
 from pair_pm.result_journal import read_header
 from pair_pm.row_writers import KINDS
 from pair_pm.scoring import PairScorer
+from pair_pm.tokens import PROBE_PAIRS
 
-_PROBE_PAIRS = (
-    ("What is the boiling point of water?", "100 degrees Celsius.", "I would rather not say"),
-    ("Name a prime", "17", "Any number; take twelve!"),
-)
 # In log-odds. Two models are further apart; one model differs by less between two starts on one machine.
 _PROBE_TOLERANCE = 0.01
 
@@ -61,7 +58,7 @@ def digest_input(path: Path) -> str:
 
 def describe_answers(scorer: PairScorer) -> dict[str, object]:
     """Return what tells a model from another one in a folder of the same name: its log-odds on fixed pairs."""
-    answers = [odds for comparison in scorer.compare_many(_PROBE_PAIRS) for odds in comparison.log_odds_of_a]
+    answers = [odds for comparison in scorer.compare_many(PROBE_PAIRS) for odds in comparison.log_odds_of_a]
     return {"model_answers": answers, "sequence_len": scorer.recipe.sequence_len}
 
 

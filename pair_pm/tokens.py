@@ -15,14 +15,15 @@ from pair_pm.prompt import LABELS, neutralise, render_context, render_prompt
 
 PROFILES = ("native", "rlhflow")
 
-# Two prompts that share nothing before the format's own ending, to see what the template always puts there. Every
-# card holds what they encode to: change them and every model trained before is refused.
+# Two pairs whose prompts share nothing before the format's own ending, to see what the template always puts there.
+# Every card holds what they encode to: change them and every model trained before is refused.
+PROBE_PAIRS = (
+    ("What is the boiling point of water?", "100 degrees Celsius.", "I would rather not say"),
+    ("Name a prime", "17", "Any number; take twelve!"),
+)
 PROBE_PROMPTS = tuple(
     render_prompt(render_context([{"role": "user", "content": question}]), one, other)
-    for question, one, other in (
-        ("What is the boiling point of water?", "100 degrees Celsius.", "I would rather not say"),
-        ("Name a prime", "17", "Any number; take twelve!"),
-    )
+    for question, one, other in PROBE_PAIRS
 )
 # They differ in every part of a date, the weekday included: a template may show just one.
 _CLOCKS = (datetime.datetime(2001, 2, 3, 4, 5, 6), datetime.datetime(2031, 11, 28, 23, 58, 59, 1))

@@ -1,6 +1,7 @@
 """Label probing, the ids that are served, dated templates and text that could be forged: `pair_pm.tokens`."""
 
 import datetime
+import hashlib
 import re
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from hypothesis import strategies as st
 from pair_pm.errors import LabelTokenError, TemplateError
 from pair_pm.prompt import neutralise, render_context, render_prompt
 from pair_pm.tokens import (
+    PROBE_PAIRS,
+    PROBE_PROMPTS,
     PromptEncoder,
     dated_formats,
     find_forgeable_text,
@@ -370,3 +373,16 @@ def test_every_special_token_of_mistrals_vocabularies_is_broken(name, count):
     specials = read_mistral_specials(Path(mistral_common.__file__).parent / "data" / name)
     assert len(specials) == count
     assert [token for token in specials if neutralise(token) == token] == []
+
+
+# ---- the probe prompts ----------------------------------------------------------------------------------------------
+
+
+def test_probe_prompts_are_the_probe_pairs_in_the_very_bytes_that_cards_know():
+    contexts = [render_context([{"role": "user", "content": question}]) for question, *_ in PROBE_PAIRS]
+    rendered = [render_prompt(text, one, other) for text, (_, one, other) in zip(contexts, PROBE_PAIRS, strict=True)]
+    assert list(PROBE_PROMPTS) == rendered
+    assert [hashlib.sha256(prompt.encode()).hexdigest() for prompt in PROBE_PROMPTS] == [
+        "c86e202fa8997ad6e407bb3ebc0d63f7b9fe73eff849a08eb4b494757b2d81fe",
+        "245237cbe5485c471260bbb47bff62efb63b1a9c17f7aea20c055ffc8485413e",
+    ]
