@@ -9,7 +9,7 @@ import json
 import logging
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -23,6 +23,9 @@ logger = logging.getLogger(__name__)
 CARD_NAME = "pair_pm.json"
 _FORMAT_VERSION = 1
 _VERSIONED_PACKAGES = ("pair-pm", "transformers", "tokenizers", "torch", "axolotl")
+# How far two runs of the same weights may lie apart, on other kernels, in other batches or on another machine: bfloat16
+# moves a log-probability by a few hundredths of its size. Other weights move that of the losing label by whole units.
+_ABSOLUTE_TOLERANCE, _RELATIVE_TOLERANCE = 0.5, 0.05
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,17 @@ class Recipe:
     accepted_control_text: tuple[str, ...] = ()
     versions: Mapping[str, str] = field(default_factory=lambda: installed_versions())
     training: Mapping[str, object] = field(default_factory=dict)
+
+
+def are_of_same_weights(found: Sequence[float], known: Sequence[float]) -> bool:
+    """Return whether log-probabilities of labels, or log-odds of them, are the known ones up to rounding.
+
+    Rounding is that of bfloat16; NaN is never the same.
+    """
+    return all(
+        abs(one - other) <= _ABSOLUTE_TOLERANCE + _RELATIVE_TOLERANCE * abs(other)
+        for one, other in zip(found, known, strict=True)
+    )
 
 
 def describe_run(cfg, encoder: PromptEncoder) -> Recipe:

@@ -2,18 +2,16 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from pair_pm.errors import DataError, OutputExistsError, UnwritableError
+from pair_pm.recipe import are_of_same_weights
 from pair_pm.result_journal import read_header
 from pair_pm.row_writers import KINDS
 from pair_pm.scoring import PairScorer
 from pair_pm.tokens import PROBE_PAIRS
-
-# In log-odds. Two models are further apart; one model differs by less between two starts on one machine.
-_PROBE_TOLERANCE = 0.01
 
 
 @dataclass(frozen=True)
@@ -69,18 +67,16 @@ def refuse_other_run(path: Path, found: Mapping, asked: Mapping) -> None:
         OutputExistsError: something differs; it is named with both values.
     """
     for name, value in asked.items():
-        is_same = _are_close(found.get(name), value) if name == "model_answers" else found.get(name) == value
-        if not is_same:
+        known = found.get(name)
+        if not (_are_same_answers(value, known) if name == "model_answers" else value == known):
             raise OutputExistsError(
-                f"{path}: was made with {name} {found.get(name)!r}, now it is {value!r}; the same is required to "
+                f"{path}: was made with {name} {known!r}, now it is {value!r}; the same is required to "
                 "resume; --overwrite starts anew"
             )
 
 
-def _are_close(found: list[float] | None, asked: list[float]) -> bool:
-    return found is not None and all(
-        abs(one - other) <= _PROBE_TOLERANCE for one, other in zip(found, asked, strict=True)
-    )
+def _are_same_answers(asked: Sequence[float], known: Sequence[float] | None) -> bool:
+    return known is not None and are_of_same_weights(asked, known)
 
 
 def find_finished(paths: RunPaths, identity: Mapping, *, resume: bool) -> dict | None:

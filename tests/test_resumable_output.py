@@ -253,10 +253,14 @@ def test_run_of_other_input_or_options_is_not_resumed_finished_or_not(source, tm
 
 
 def test_model_that_answers_otherwise_is_another_one_and_a_rounding_is_none(source, tmp_path):
-    interrupt(source, tmp_path / "x.jsonl")
-    with pytest.raises(OutputExistsError, match=r"was made with model_answers \[1.0, 1.0, 1.0, 1.0\], now it is \[1.1"):
-        complete(source, tmp_path / "x.jsonl", odds=1.1, resume=True)
-    assert complete(source, tmp_path / "x.jsonl", odds=1.0001, resume=True).resumed_at == 14
+    # 0.5 and 5 %: of 8.0 up to 0.9. In bfloat16, numbers from 8 to 16 are 1/16 apart.
+    interrupt(source, tmp_path / "x.jsonl", odds=8.0)
+    for odds in (8.95, 7.05, -8.0, float("nan")):
+        with pytest.raises(
+            OutputExistsError, match=r"was made with model_answers \[8.0, 8.0, 8.0, 8.0\], now it is \["
+        ):
+            complete(source, tmp_path / "x.jsonl", odds=odds, resume=True)
+    assert complete(source, tmp_path / "x.jsonl", odds=8.0625, resume=True).resumed_at == 14
 
 
 def test_output_without_its_summary_is_not_taken_for_finished(source, tmp_path):

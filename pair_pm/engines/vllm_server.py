@@ -12,7 +12,7 @@ import httpx
 import numpy as np
 
 from pair_pm.errors import EngineError
-from pair_pm.recipe import CARD_NAME, Recipe
+from pair_pm.recipe import CARD_NAME, Recipe, are_of_same_weights
 from pair_pm.tokens import PROBE_PROMPTS, PromptEncoder, render_chat
 
 COMPLETIONS = "/v1/completions"
@@ -21,9 +21,6 @@ _TRANSIENT = {408, 425, 429}
 _CONNECT_S = 10.0
 _IDLE_S = 2.0  # below the 5 s after which the server closes an idle connection, so that none is used as it closes
 _LONGEST_EXCERPT = 300
-# How far two servings of the same weights may lie apart: bfloat16 moves a log-probability by a few hundredths of its
-# size. Other weights move that of the losing label by whole units.
-_ABSOLUTE_TOLERANCE, _RELATIVE_TOLERANCE = 0.5, 0.05
 
 
 class ServerFault(Exception):
@@ -143,7 +140,7 @@ class VLLMServer:
         Raises:
             EngineError: with both.
         """
-        if not np.all(np.abs(found - known) <= _ABSOLUTE_TOLERANCE + _RELATIVE_TOLERANCE * np.abs(known)):
+        if not are_of_same_weights(found.ravel(), known.ravel()):
             raise self._refuse(
                 f"serves another model: after probe prompts it gives A and B the log-probabilities "
                 f"{found.round(3).tolist()}, and {source} says {known.round(3).tolist()}",
