@@ -56,8 +56,10 @@ class ResultJournal:
         self._file.close()
 
     def start(self, header: Mapping) -> None:
-        """Write what run it is, into an empty journal."""
-        assert self._end == 0, self._end
+        """Write what run it is, over what it was said to be; there may be no results yet."""
+        assert self.rows == 0, self.rows
+        self._end = 0
+        self._file.truncate(0)
         self._write_line(0, header)
         self.header = dict(header)
 

@@ -99,14 +99,20 @@ def complete_file(run: FileRun, task: RowTask, load_scorer: Callable[[], PairSco
     source = open_local_source(run.input)
     paths = name_paths(run.output, source.path)
     check_head(source, task, keeps_columns=not run.as_preferences)
+    if run.overwrite and any(path.exists() for path in (paths.output, paths.summary, paths.journal)):
+        # From here on what is there counts as unfinished: `--resume` after an interruption while the model loads must
+        # not take it for what was asked for.
+        with ResultJournal(paths.journal, anew=True):
+            pass
     identity = {**run.identity, "input": digest_input(source.path)}
     if not run.overwrite and (finished := find_finished(paths, identity, resume=run.resume)):
         return FileSummary(**finished | {"was_finished": True})
     # Through the whole input once: how long it is, and damage in it is told before the first row is paid for.
     summary = FileSummary(run.input, run.output, rows=sum(len(chunk) for chunk in source.chunks()))
     scorer = load_scorer()
-    with ResultJournal(paths.journal, anew=run.overwrite) as journal:
-        _claim(journal, {**identity, **describe_answers(scorer)})
+    with ResultJournal(paths.journal) as journal:
+        identity |= describe_answers(scorer)
+        _claim(journal, identity)
         _fill(journal, run, source, task, scorer, summary)
         if digest_input(source.path) != identity["input"]:
             raise DataError(f"{run.input}: was changed during the run; an input that stays as it is is required")
@@ -119,10 +125,10 @@ def complete_file(run: FileRun, task: RowTask, load_scorer: Callable[[], PairSco
 
 
 def _claim(journal: ResultJournal, header: Mapping) -> None:
-    if journal.header is None:
-        journal.start(header)
-    else:
+    if journal.rows:
         refuse_other_run(journal.path, journal.header, header)
+    else:
+        journal.start(header)
 
 
 def _fill(journal: ResultJournal, run: FileRun, source, task: RowTask, scorer, summary: FileSummary) -> None:

@@ -106,6 +106,17 @@ def test_two_at_once_are_refused_and_one_after_the_other_are_not(tmp_path):
         assert journal.rows == 2
 
 
+def test_what_run_it_is_can_be_said_again_until_there_are_results(tmp_path):
+    with ResultJournal(tmp_path / "x") as journal:
+        journal.start({**HEADER, "more": "of it" * 9})
+        journal.start(HEADER)
+        journal.append(BLOCKS[0])
+        assert list(journal.results()) == BLOCKS[0]
+        with pytest.raises(AssertionError):
+            journal.start(HEADER)
+    assert read_header(tmp_path / "x") == HEADER
+
+
 def test_begun_anew_it_is_empty(tmp_path):
     write_journal(tmp_path / "x")
     with ResultJournal(tmp_path / "x", anew=True) as journal:

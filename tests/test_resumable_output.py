@@ -201,6 +201,30 @@ def test_finished_output_is_said_to_be_finished_without_loading_a_model(source, 
     assert {**again.to_dict(), "was_finished": False} == first.to_dict()
 
 
+@pytest.mark.parametrize("was_finished", [True, False])
+def test_overwriting_that_is_interrupted_while_the_model_loads_is_resumed_with_nothing_of_before(
+    source, tmp_path, was_finished
+):
+    output = tmp_path / "x.jsonl"
+    complete(source, output) if was_finished else interrupt(source, output)
+
+    def load():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        complete_file(FileRun(source, str(output), {"options": ""}, overwrite=True), WordTask(), load)
+    assert output.exists() == was_finished  # until there is a new one
+    task = WordTask()
+    summary = complete(source, output, task, odds=5.0, resume=True)
+    assert (task.blocks, summary.resumed_at, summary.was_finished) == (4, 0, False)
+
+
+def test_summary_keeps_what_the_model_answered(source, tmp_path):
+    complete(source, tmp_path / "x.jsonl", odds=3.0)
+    identity = json.loads((tmp_path / "x.summary.json").read_text())["identity"]
+    assert identity["model_answers"] == [3.0] * 4
+
+
 def test_stopped_between_output_and_summary_it_finishes_without_doing_a_row(source, tmp_path, monkeypatch):
     output = tmp_path / "x.jsonl"
     with monkeypatch.context() as patch:
