@@ -40,7 +40,7 @@ class FileRun:
         output: `x.jsonl` or `x.parquet`; beside it goes `x.summary.json`.
         identity: Model and options, as JSON holds them: what a resumed run must have the same.
         as_preferences: Write the rows that the task exports instead of the input's own with their results.
-        strict: Stop at the first bad row.
+        strict: Stop at the first bad row, be it one that an earlier run has been through.
         resume: Go on where an interrupted run stopped.
         overwrite: Replace an output, and what an interrupted run left.
     """
@@ -106,7 +106,10 @@ def complete_file(run: FileRun, task: RowTask, load_scorer: Callable[[], PairSco
             pass
     identity = {**run.identity, "input": digest_input(source.path)}
     if not run.overwrite and (finished := find_finished(paths, identity, resume=run.resume)):
-        return FileSummary(**finished | {"was_finished": True})
+        summary = FileSummary(**finished | {"was_finished": True})
+        if run.strict and summary.errors:
+            _refuse_finished_errors(run.output, summary)
+        return summary
     # Through the whole input once: how long it is, and damage in it is told before the first row is paid for.
     summary = FileSummary(run.input, run.output, rows=sum(len(chunk) for chunk in source.chunks()))
     scorer = load_scorer()
@@ -119,6 +122,14 @@ def complete_file(run: FileRun, task: RowTask, load_scorer: Callable[[], PairSco
         _publish(paths, run, source, task, journal, summary, identity)
         paths.journal.unlink()
     return summary
+
+
+def _refuse_finished_errors(output: str, summary: FileSummary) -> None:
+    reasons = ", ".join(f"{reason} {count}" for reason, count in summary.errors.items())
+    raise DataError(
+        f"{output}: was finished, and {sum(summary.errors.values())} of {summary.rows} rows have no result "
+        f"({reasons}); one for each is required (--strict)"
+    )
 
 
 # ---- results --------------------------------------------------------------------------------------------------------
@@ -135,6 +146,8 @@ def _fill(journal: ResultJournal, run: FileRun, source, task: RowTask, scorer, s
     """Append the results that are not there yet."""
     from tqdm import tqdm
 
+    if run.strict:  # of what an earlier run did, too, which may not have been
+        refuse_errors(run.input, islice(read_rows(source), journal.rows), journal.results())
     summary.resumed_at, started = journal.rows, time.monotonic()
     rows = read_rows(source, journal.rows)
     if not run.as_preferences:

@@ -105,7 +105,7 @@ def to_error(problem: RowProblem | PairPMError) -> dict[str, str]:
     return {"reason": reason, "error": str(problem)}
 
 
-def refuse_errors(name: str, block: Sequence[NumberedRow], results: Sequence[Mapping]) -> None:
+def refuse_errors(name: str, block: Iterable[NumberedRow], results: Iterable[Mapping]) -> None:
     """Check that every row has a result.
 
     Raises:

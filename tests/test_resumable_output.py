@@ -329,6 +329,31 @@ def test_strict_stops_at_the_first_bad_row_and_can_be_resumed_without(tmp_path):
     assert complete(source, tmp_path / "x.jsonl", resume=True).resumed_at == 7
 
 
+@pytest.mark.parametrize("is_finished", [True, False])
+def test_strict_holds_for_what_an_earlier_run_has_been_through(tmp_path, is_finished):
+    source, output = write_lines(tmp_path / "in.jsonl", [*ROWS[1:4], ROWS[0], *ROWS[1:7]]), tmp_path / "x.jsonl"
+    complete(source, output) if is_finished else interrupt(source, output, blocks=1)
+    says = (
+        r"x\.jsonl: was finished, and 1 of 10 rows have no result \(no_text 1\)"
+        if is_finished
+        else r"in\.jsonl:4: no_t"
+    )
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    task = WordTask()
+    with pytest.raises(DataError, match=says + r".* required \(--strict\)"):
+        complete(source, output, task, resume=True, strict=True)
+    assert task.blocks == 0
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert complete(source, output, resume=True).errors == {"no_text": 1}
+
+
+def test_strict_run_without_a_bad_row_is_resumed(tmp_path):
+    source, output = write_lines(tmp_path / "in.jsonl", ROWS[1:7] * 3), tmp_path / "x.jsonl"
+    interrupt(source, output)
+    assert complete(source, output, resume=True, strict=True).resumed_at == 14
+    assert complete(source, output, resume=True, strict=True).was_finished
+
+
 def test_input_and_output_of_other_kinds_are_refused(source, tmp_path):
     (tmp_path / "empty.jsonl").write_text("\n")
     (tmp_path / "folder.jsonl").mkdir()
