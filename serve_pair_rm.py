@@ -13,7 +13,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from pair_pm.command_line import add_model_arguments, describe_model, load_scorer, quieten_libraries
+from pair_pm.command_line import add_model_arguments, identify_model, load_scorer, quieten_libraries
 from pair_pm.errors import DataError, MissingPathError, PairPMError
 from pair_pm.ranking import METHODS, ORDERS
 
@@ -161,7 +161,7 @@ def _complete(arguments: argparse.Namespace, task, options: dict) -> None:
             "command": arguments.command,
             "as_preferences": arguments.as_preferences,
             "options": options,
-            "model": describe_model(arguments),
+            "model": identify_model(arguments),
         },
         as_preferences=arguments.as_preferences,
         strict=arguments.strict,

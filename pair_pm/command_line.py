@@ -58,8 +58,13 @@ def load_scorer(arguments: argparse.Namespace) -> PairScorer:
     )
 
 
-def describe_model(arguments: argparse.Namespace) -> dict[str, object]:
-    """Return what the arguments say of a model's verdicts, as JSON can hold it; on which device it runs is no part."""
+def identify_model(arguments: argparse.Namespace) -> dict[str, object]:
+    """Return what the arguments say of a model's verdicts, as JSON can hold it: what a resumed run must repeat.
+
+    Where it runs is no part: a run may go on at other addresses of `--engine`, on another device, or on servers after
+    it began in this process. dtype, attention and batch size are, though servers take none of them: they decide last
+    digits, so a run that chose them goes on in this process, with the same.
+    """
     names = ("profile", "temperature", "dtype", "attn_implementation", "max_batch_tokens")
     described = {name: getattr(arguments, name) for name in names}
     for name in ("model", "adapter"):

@@ -1,5 +1,6 @@
 """The engine for vLLM servers, against a small HTTP server that answers in vLLM's form and fails on demand."""
 
+import argparse
 import json
 import logging
 import threading
@@ -11,6 +12,7 @@ from vllm_stand_in import StandIn, make_logprobs, run_stand_ins
 
 import serve_pair_rm
 from pair_pm import PairScorer
+from pair_pm.command_line import add_model_arguments, identify_model
 from pair_pm.engines import vllm_engine
 from pair_pm.engines.vllm_engine import VLLMEngine
 from pair_pm.engines.vllm_server import API_KEY_VARIABLE, describe_model
@@ -145,7 +147,7 @@ def test_calls_from_several_threads_get_their_own_answers(encoder, pair):
 # ---- servers that fail ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("fault", [500, 503, 429, "drop", "cut"])
+@pytest.mark.parametrize("fault", [500, 503, 429, "drop", "cut", "garble"])
 def test_failed_requests_are_sent_again_and_nothing_is_lost_or_answered_twice(encoder, pair, fault, caplog):
     engine = connect(encoder, *pair)
     pair[0].fault = lambda number: fault if number in (2, 3, 7) else None
@@ -410,3 +412,34 @@ def test_score_on_servers_writes_each_row_once_in_order_with_blocks_under_way_to
     scorer = PairScorer.from_pretrained(str(folder), engine=urls)
     expected = scorer.compare_many([tuple(row.values()) for row in rows])
     assert [row["log_odds_of_a"] for row in scored] == [list(verdict.log_odds_of_a) for verdict in expected]
+
+
+def test_run_goes_on_at_another_address(folder, pair, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("pair_pm.score_file.ROWS_A_BLOCK", 5)
+    rows = [{"prompt": f"Question {n}", "response_a": "yes", "response_b": "no"} for n in range(30)]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    files = ["--input", str(tmp_path / "in.jsonl"), "--output", str(tmp_path / "out.jsonl")]
+    pair[0].fault = lambda number: (
+        400 if number >= 6 else None
+    )  # the checks, the fixed pairs and two blocks come before
+    for stand_in, code in zip(pair, (1, 0), strict=True):
+        arguments = ["score", "--model", str(folder), *files, "--engine", stand_in.url, "--resume"]
+        assert serve_pair_rm.main(arguments) == code
+    assert json.loads(capsys.readouterr().out)["resumed_at"] > 0
+
+
+def test_what_a_resumed_run_must_repeat_of_a_model_is_not_where_it_runs():
+    def identify(*options: str) -> dict:
+        parser = argparse.ArgumentParser()
+        add_model_arguments(parser)
+        return identify_model(parser.parse_args(["--model", "judge", *options]))
+
+    servers = ("--engine", "http://a:1,http://b:1", "--engine-timeout-s", "5")
+    assert identify() == identify(*servers) == identify("--device", "cuda:1")
+    for options in (
+        ("--dtype", "bfloat16"),
+        ("--adapter", "lora"),
+        ("--temperature", "2"),
+        ("--max-batch-tokens", "9"),
+    ):
+        assert identify(*options) != identify()

@@ -23,7 +23,8 @@ class StandIn:
 
     Attributes:
         fault: Called with each completion's number, from 0; returns None to answer, a status to answer with it, "hang",
-            "drop" to close the connection, or "cut" to close it in the middle of the answer.
+            "drop" to close the connection, "cut" to close it in the middle of the answer, or "garble" to send what is
+            not compressed as it says.
         answered: The lists of prompts that it gave answers to, the checks' own among them.
         busiest: Most completions that were under way together.
     """
@@ -74,7 +75,7 @@ class StandIn:
                 self._is_closed.wait()
                 return "drop", {}
             time.sleep(self.delay_s)
-            if fault is not None and fault != "cut":
+            if fault not in (None, "cut", "garble"):
                 return fault, {"error": {"message": "EngineCore died"}}
             answer = self._answer(question)
             with self._lock:
@@ -142,19 +143,21 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             self.connection.shutdown(socket.SHUT_RDWR)
         else:
-            self._reply(200 if status == "cut" else status, answer, is_cut=status == "cut")
+            self._reply(status, answer)
 
-    def _reply(self, status: int, answer: object, is_cut: bool = False) -> None:
+    def _reply(self, status: int | str, answer: object) -> None:
         key = self.server.stand_in.api_key
         if key and self.path.startswith("/v1") and self.headers["Authorization"] != f"Bearer {key}":
             status, answer = 401, {"error": "Unauthorized"}
         body = json.dumps(answer).encode()
-        self.send_response(status)
+        self.send_response(200 if status in ("cut", "garble") else status)
+        if status == "garble":
+            self.send_header("Content-Encoding", "gzip")
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        self.wfile.write(body[: len(body) // 2] if is_cut else body)
-        if is_cut:
+        self.wfile.write(body[: len(body) // 2] if status == "cut" else body)
+        if status == "cut":
             self.close_connection = True
 
 

@@ -212,7 +212,7 @@ class VLLMServer:
         """Return an answer; None where the server, or what stands before it, need not have this path and does not."""
         try:
             answer = self._client.request(method, self.url + path, json=question)
-        except httpx.TransportError as error:
+        except httpx.RequestError as error:  # no connection, or an answer that is cut off or cannot be decoded
             raise ServerFault(f"{self.url}{path}: {str(error) or type(error).__name__}") from error
         status = answer.status_code
         if may_lack and status in (404, 405, 501):
