@@ -56,9 +56,12 @@ def short_rests(monkeypatch):
     monkeypatch.setattr(vllm_engine, "PROMPTS_A_REQUEST", 10)
 
 
-def connect(encoder, *stand_ins, recipe: Recipe | None = None, name: str = "judge", **options) -> VLLMEngine:
+def connect(
+    encoder, *stand_ins, recipe: Recipe | None = None, name: str = "judge", adapter="", **options
+) -> VLLMEngine:
     urls = ",".join(stand_in.url for stand_in in stand_ins)
-    return VLLMEngine(urls, describe_model([name], encoder, recipe or Recipe()), **options)
+    names = [adapter, name] if adapter else [name]
+    return VLLMEngine(urls, describe_model(names, encoder, recipe or Recipe()), **options)
 
 
 def assert_answers(engine: VLLMEngine, prompts=PROMPTS) -> None:
@@ -308,6 +311,19 @@ def test_of_several_served_models_the_named_one_is_asked(encoder, stand_in, tmp_
     for name, model in (("lora", "lora"), (f"{adapter}/../adapter", "lora"), ("/models/base", "base")):
         assert connect(encoder, stand_in, name=name).max_prompt_tokens == 511
         assert stand_in.questions[-1]["model"] == model
+
+
+def test_adapter_that_is_not_served_is_not_replaced_by_its_base(encoder, stand_in, card):
+    message = refuse(encoder, stand_in, adapter="outputs/my-lora")
+    assert "serves judge, which is what the adapter outputs/my-lora belongs to" in message
+    assert "--lora-modules" in message
+    # Merged into the base it goes by the base's name, and the card knows its weights.
+    connect(encoder, stand_in, adapter="outputs/my-lora", recipe=card)
+    stand_in.weights = "base"
+    assert "serves another model" in refuse(encoder, stand_in, adapter="outputs/my-lora", recipe=card)
+    stand_in.models = [*stand_in.models, {"id": "my-lora", "root": "outputs/my-lora", "max_model_len": None}]
+    connect(encoder, stand_in, adapter="outputs/my-lora")
+    assert stand_in.questions[-1]["model"] == "my-lora"
 
 
 def test_several_names_of_one_model_are_one_model(encoder, stand_in):

@@ -156,12 +156,19 @@ class VLLMServer:
             raise self._refuse(f"lists its models as {excerpt(answer)}", "a vLLM server is") from error
         if not lengths:
             raise self._refuse("does not say its max_model_len", "a vLLM server is")
-        named = [
-            model
+        own, *bases = [
+            [model for model, root in served.items() if model == name or (root and _is_same_path(root, name))]
             for name in self._expected.names
-            for model, root in served.items()
-            if model == name or (root and os.path.realpath(root) == os.path.realpath(name))
         ]
+        named = [*own, *(model for models in bases for model in models)]
+        # A base can be the adapter merged into it, under the old name; only the weights tell.
+        if named and not own and self._expected.probe_logprobs is None:
+            raise self._refuse(
+                f"serves {named[0]}, which is what the adapter {self._expected.names[0]} belongs to, and the adapter "
+                "neither by its name nor by its folder",
+                f"the adapter, or a {CARD_NAME} whose probe_logprobs tell that it is merged in, is",
+                "start it with --enable-lora --lora-modules NAME=FOLDER",
+            )
         if not named and len(set(served.values())) > 1:  # one model may have several names
             raise self._refuse(
                 f"serves {', '.join(served)}, none of them by the name or folder {' or '.join(self._expected.names)}",
@@ -232,6 +239,10 @@ class VLLMServer:
 
     def _refuse(self, found: str, required: str, advice: str = "") -> EngineError:
         return EngineError(f"{self.url}: {found}; {required} required{'; ' + advice if advice else ''}")
+
+
+def _is_same_path(one: str, other: str) -> bool:
+    return os.path.realpath(one) == os.path.realpath(other)
 
 
 def excerpt(found: object) -> str:
