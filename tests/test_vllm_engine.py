@@ -174,6 +174,27 @@ def test_server_that_is_killed_in_the_middle_leaves_its_share_to_the_other(encod
     assert_answers(engine, PROMPTS[:20])  # the next call knows that it is gone
 
 
+def test_answers_that_have_come_do_not_wait_for_an_examination_that_hangs(encoder, pair):
+    engine = connect(encoder, *pair)
+    is_examined, call_returned, was_in_time = threading.Event(), threading.Event(), []
+
+    def fail_then_hang(number):
+        if number == 1:
+            return 503
+        if len(pair[0].questions[number]["prompt"][0]) != 4:  # the probes
+            is_examined.set()
+            was_in_time.append(call_returned.wait(20))
+        else:
+            is_examined.wait(20)
+        return None
+
+    pair[0].fault = fail_then_hang
+    assert_answers(engine)
+    call_returned.set()
+    assert is_examined.is_set()
+    assert False not in was_in_time
+
+
 def test_server_that_comes_back_is_asked_again(encoder, stand_in):
     engine = connect(encoder, stand_in)
     port = stand_in.port

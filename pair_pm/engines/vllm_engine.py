@@ -36,7 +36,8 @@ class _Member:
         self.server = server
         self.last_fault: Exception | None = None
         self._examine = examine
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # of what is known of it; held for moments, because every answer needs it
+        self._examination = threading.Lock()  # held while the server is asked, which may take long
         self._slots = threading.BoundedSemaphore(REQUESTS_AT_ONCE)  # of all calls together
         self._rest_s = _SHORTEST_REST_S
         self._rests_until = 0.0
@@ -45,20 +46,29 @@ class _Member:
 
     def is_ready(self) -> bool:
         """Return whether it may be asked, examining it where that is due."""
-        with self._lock:
-            if self.last_fault is None and (self._under_way or time.monotonic() - self._idle_since < _UNSEEN_S):
-                return True
-            if time.monotonic() < self._rests_until:
-                return False
+        if (is_known := self._is_known_to_be_ready()) is not None:
+            return is_known
+        with self._examination:
+            if (is_known := self._is_known_to_be_ready()) is not None:  # while this thread waited for another's
+                return is_known
             try:
                 self._examine(self.server)
             except (ServerFault, EngineError) as fault:  # another model is as bad as none, while others answer
-                self._exclude(fault)
+                with self._lock:
+                    self._exclude(fault)
                 return False
-            if self.last_fault is not None:
-                logger.warning("%s: answers again", self.server.url)
-            self.last_fault, self._rest_s, self._idle_since = None, _SHORTEST_REST_S, time.monotonic()
+            with self._lock:
+                if self.last_fault is not None:
+                    logger.warning("%s: answers again", self.server.url)
+                self.last_fault, self._rest_s, self._idle_since = None, _SHORTEST_REST_S, time.monotonic()
             return True
+
+    def _is_known_to_be_ready(self) -> bool | None:
+        """Return whether it may be asked, None where an examination is due."""
+        with self._lock:
+            if self.last_fault is None and (self._under_way or time.monotonic() - self._idle_since < _UNSEEN_S):
+                return True
+            return False if time.monotonic() < self._rests_until else None
 
     def label_logprobs(self, prompts: Sequence[Sequence[int]]) -> np.ndarray:
         """Return the server's answer; errors as its own."""
