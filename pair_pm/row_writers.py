@@ -25,13 +25,24 @@ def write_blocks(path: Path, blocks: Callable[[], Iterable]) -> None:
         DataError: the values of a column have no common type, which Parquet requires.
         UnwritableError: the disk is full, or the folder may not be written; `path` is as before.
     """
-    fresh = path.with_name(f".{path.name}.fresh")
-    try:
+    with written_whole(path) as fresh:
         if path.suffix == ".parquet":
             with _types_explained(path):
                 _write_parquet(fresh, blocks)
         else:
             _write_jsonl(fresh, blocks)
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """Give a temporary name to write under; the file takes its own name when all is on the disk.
+
+    Raises:
+        UnwritableError: the disk is full, or the folder may not be written; `path` is as before.
+    """
+    fresh = path.with_name(f".{path.name}.fresh")
+    try:
+        yield fresh
         with fresh.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(fresh, path)
