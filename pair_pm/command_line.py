@@ -19,10 +19,10 @@ def quieten_libraries() -> None:
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 
-def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+def add_model_arguments(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     """Add the arguments that `load_scorer` reads."""
     add = parser.add_argument
-    add("--model", required=True, metavar="NAME_OR_PATH", help="trained checkpoint: a folder or a hub name")
+    add("--model", required=required, metavar="NAME_OR_PATH", help="trained checkpoint: a folder or a hub name")
     add("--adapter", metavar="NAME_OR_PATH", help="PEFT adapter to merge into it")
     add("--engine", metavar="URL[,URL]",
         help="score on these vLLM servers of the model (default: in this process; --model then still names its "

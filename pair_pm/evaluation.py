@@ -1,148 +1,158 @@
-"""How good a model is on labelled pairs: metrics from comparisons in which the first response is the chosen one."""
+"""Predictions on labelled pairs -> the report: how good the model is, how sure that is, and where it is biased."""
 
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from itertools import islice
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from pair_pm.errors import DataError, PromptTooLongError
-from pair_pm.preference import PreferencePair, RowProblem
-from pair_pm.preference_formats import parse_row, recognise_format
-from pair_pm.preference_source import open_source
-from pair_pm.scoring import Comparison, PairScorer
+from pair_pm.baselines import judge_by_words, prefer_longer, report_lengths
+from pair_pm.calibration import calibrate
+from pair_pm.distraction import report_distraction
+from pair_pm.evaluation_report import (
+    Estimate,
+    EvaluationReport,
+    GroupReport,
+    OffFormatReport,
+    PositionReport,
+    TieReport,
+)
+from pair_pm.intervals import NO_ROWS, RESAMPLES, PromptBootstrap
+from pair_pm.metrics import compute_metrics
+from pair_pm.model_difference import compare_models, note_row
+from pair_pm.predictions import Predictions
+from pair_pm.temperature_fit import fit_and_judge
 
-_PAIRS_A_CALL = 256
-
-
-@dataclass
-class LabelledPairs:
-    """The usable rows of a data set, and how many were not, by reason."""
-
-    pairs: list[PreferencePair] = field(default_factory=list)
-    skipped: Counter = field(default_factory=Counter)
+CLOSE_CALL = 0.05
+LOW_LABEL_MASS = 0.5
+LISTED_ROWS = 50
+_SHARES = (
+    *("accuracy", "longer_wins", "bag_of_words", "close_calls"),
+    *("consistency", "accuracy_first_in_a", "accuracy_first_in_b", "prob_a"),
+)
 
 
 @dataclass(frozen=True)
-class Metrics:
-    """What the comparisons say of the model, both orders of each pair being scored.
+class EvaluationOptions:
+    """What is to be computed.
 
     Attributes:
-        pairs: Rows that were compared.
-        accuracy: Share of verdicts for the chosen response; a predicted tie counts 0.5.
-        predicted_ties: How many those were.
-        position_consistency: Share of verdicts that survive the swap of the two responses.
-        label_loss: Mean cross-entropy of the two labels, in nats, renormalised over the two; chance is ln 2 = 0.693.
-        prob_a: Share of the prompts that are answered "A"; 0.5 where no slot is preferred.
-        order_bias: Mean log-odds of "A" against "B"; 0 where no slot is preferred.
-        label_mass: Mean of the comparisons' label mass.
-        lowest_label_mass: The least probability that "A" and "B" held together.
+        command: The command line, to be reported.
+        seed: Of the bootstrap, of the split that a temperature is fitted on, and of the folds of the regression.
+        resamples: Of the bootstrap.
+        fit_temperature: Fit a temperature and an order offset.
     """
 
-    pairs: int
-    accuracy: float
-    predicted_ties: int
-    position_consistency: float
-    label_loss: float
-    prob_a: float
-    order_bias: float
-    label_mass: float
-    lowest_label_mass: float
+    command: str = ""
+    seed: int = 0
+    resamples: int = RESAMPLES
+    fit_temperature: bool = False
 
 
-def read_labelled_pairs(name: str) -> LabelledPairs:
-    """Return the labelled pairs of a data set; a row labelled a tie names no winner and is skipped.
-
-    Of A/B rows, which may hold a pair in both orders, each pair counts once: it is compared in both anyway.
+def evaluate(
+    predictions: Predictions, options: EvaluationOptions, other: Predictions | None = None
+) -> EvaluationReport:
+    """Return the report on a model's predictions, and how far they are from another model's.
 
     Raises:
-        DataError: the table is of no known format, or no row can be used.
+        DataError: the other model's are of other data.
     """
-    source, labelled, format = open_source(name), LabelledPairs(), None
-    seen: set[tuple] = set()
-    for chunk in source.chunks():
-        format = format or recognise_format(name, (row for _, row, _ in chunk.decode()))
-        for _, row, problem in chunk.decode():
-            try:
-                pair = _parse(row, problem, format)
-                if format == "ab":
-                    _refuse_seen(pair, seen)
-                labelled.pairs.append(pair)
-            except RowProblem as found:
-                labelled.skipped[found.reason] += 1
-    if not labelled.pairs:
-        reasons = ", ".join(f"{reason} {count}" for reason, count in labelled.skipped.most_common()) or "none was there"
-        raise DataError(f"{name}: no row can be used ({reasons}); at least one labelled pair is required")
-    return labelled
+    seed, resamples = options.seed, options.resamples
+    unedited = predictions.unedited
+    decided = unedited.where(unedited.is_decided)
+    by_words = judge_by_words(decided["first"], decided["second"], decided["prompt_key"], seed)
+    bootstrap = PromptBootstrap(decided["prompt_key"], resamples, seed)
+    subsets = {}
+    for subset in sorted(set(unedited["subset"])):
+        inside = decided["subset"] == subset
+        part = decided.where(inside)
+        subsets[subset] = report_group(part, by_words[inside], PromptBootstrap(part["prompt_key"], resamples, seed))
+    return EvaluationReport(
+        command=options.command,
+        origin=predictions.origin,
+        seed=seed,
+        resamples=resamples,
+        summary=summarise(unedited),
+        overall=report_group(decided, by_words, bootstrap),
+        subsets=subsets,
+        ties=report_ties(unedited, resamples, seed),
+        calibration=calibrate(decided.verdicts, bootstrap),
+        length=report_lengths(decided.verdicts.right, decided.count_characters(), bootstrap),
+        off_format=report_off_format(unedited, resamples, seed),
+        temperature_fit=fit_and_judge(decided, resamples, seed) if options.fit_temperature else None,
+        distraction=report_distraction(predictions, resamples, seed),
+        difference=compare_models(unedited, other.unedited, resamples, seed) if other else None,
+    )
 
 
-def _parse(row: object, problem: RowProblem | None, format: str) -> PreferencePair:
-    if problem:
-        raise problem
-    pair = parse_row(row, format)
-    if pair.is_tie:
-        raise RowProblem("tie", "the row is labelled a tie")
-    return pair
+def summarise(unedited: Predictions) -> dict:
+    """Return the metrics of the pairs whose label names a winner, and how many rows are not among them."""
+    metrics = compute_metrics(unedited.where(unedited.is_decided).verdicts)
+    counts = {"labelled_ties": int(unedited.is_labelled_tie.sum()), "skipped": dict(unedited.origin.skipped)}
+    return asdict(metrics) | counts
 
 
-def _refuse_seen(pair: PreferencePair, seen: set[tuple]) -> None:
-    identity = (*(message["content"] for message in pair.messages), *sorted((pair.chosen, pair.rejected)))
-    if identity in seen:
-        raise RowProblem("other_order", "the pair was there already")
-    seen.add(identity)
-
-
-def compare_labelled(scorer: PairScorer, labelled: LabelledPairs) -> tuple[list[PreferencePair], list[Comparison]]:
-    """Return the pairs and the comparison of chosen (first) against rejected for each, with a progress bar on stderr.
-
-    A pair that is too long for the model is skipped, and counted among `labelled.skipped`.
-    """
-    from tqdm import tqdm
-
-    compared: list[tuple[PreferencePair, Comparison]] = []
-    remaining = iter(labelled.pairs)
-    with tqdm(total=len(labelled.pairs), unit=" pairs", disable=None) as progress:
-        while batch := list(islice(remaining, _PAIRS_A_CALL)):
-            results = scorer.compare_each([(pair.messages, pair.chosen, pair.rejected) for pair in batch])
-            for pair, result in zip(batch, results, strict=True):
-                if isinstance(result, Comparison):
-                    compared.append((pair, result))
-                elif isinstance(result, PromptTooLongError):
-                    labelled.skipped["too_long"] += 1
-                else:
-                    raise result
-            progress.update(len(batch))
-    if not compared:
-        raise DataError(
-            f"{len(labelled.pairs)} labelled pairs: all are too long for the model; one that fits is required"
-        )
-    pairs, comparisons = zip(*compared, strict=True)
-    return list(pairs), list(comparisons)
-
-
-def compute_metrics(comparisons: Sequence[Comparison], prob_first: Sequence[float] | None = None) -> Metrics:
-    """Return the metrics of comparisons whose first response is the chosen one; at least one is required.
+def report_group(decided: Predictions, by_words: np.ndarray, bootstrap: PromptBootstrap) -> GroupReport:
+    """Return the numbers of pairs whose label names a winner, of one subset or all of them.
 
     Args:
-        comparisons: The model's.
-        prob_first: How likely people, or a teacher, prefer the first response; default: 1 everywhere.
+        decided: The pairs.
+        by_words: What `judge_by_words` says of them, shape (rows,).
+        bootstrap: Of them.
     """
-    targets = np.ones(len(comparisons)) if prob_first is None else np.asarray(prob_first, dtype=float)
-    worth = {"first": 1.0, "tie": 0.5, "second": 0.0}
-    right = np.array([worth[comparison.winner] for comparison in comparisons])
-    log_odds = np.array([comparison.log_odds_of_a for comparison in comparisons])
-    # In nats, against the target t of each order: -t log s(d) - (1 - t) log s(-d) = log(1 + exp d) - t d.
-    losses = np.logaddexp(0, log_odds) - np.stack([targets, 1 - targets], axis=1) * log_odds
-    masses = np.array([comparison.label_mass for comparison in comparisons])
-    return Metrics(
-        pairs=len(comparisons),
-        accuracy=float(right.mean()),
-        predicted_ties=sum(comparison.winner == "tie" for comparison in comparisons),
-        position_consistency=sum(c.is_position_consistent for c in comparisons) / len(comparisons),
-        label_loss=float(losses.mean()),
-        prob_a=float((np.sign(log_odds) + 1).mean() / 2),
-        order_bias=float(log_odds.mean()),
-        label_mass=float(masses.mean()),
-        lowest_label_mass=float(masses.min()),
+    verdicts = decided.verdicts
+    right_in_a, right_in_b = verdicts.right_in_each.T
+    columns = {
+        "accuracy": verdicts.right,
+        "longer_wins": prefer_longer(decided.count_characters()),
+        "bag_of_words": by_words,
+        "close_calls": np.abs(verdicts.prob_first - 0.5) < CLOSE_CALL,
+        "consistency": verdicts.is_consistent,
+        "accuracy_first_in_a": right_in_a,
+        "accuracy_first_in_b": right_in_b,
+        "swap_gain": verdicts.right - (right_in_a + right_in_b) / 2,
+        "order_bias": verdicts.log_odds.mean(axis=1),
+        "prob_a": verdicts.answers_a.mean(axis=1),
+    }
+    estimates = bootstrap.estimate(columns, shares=_SHARES)
+    in_group = ("accuracy", "longer_wins", "bag_of_words", "close_calls")
+    return GroupReport(
+        rows=len(decided),
+        prompts=bootstrap.prompts,
+        predicted_ties=int((verdicts.right == 0.5).sum()),
+        **{name: estimates[name] for name in in_group},
+        position=PositionReport(**{name: e for name, e in estimates.items() if name not in in_group}),
+    )
+
+
+def report_ties(unedited: Predictions, resamples: int, seed: int) -> TieReport | None:
+    """Return how the rows labelled a tie differ from those with a winner; None where no row is labelled a tie."""
+    is_tie = unedited.is_labelled_tie
+    if not is_tie.any():
+        return None
+    labelled = unedited.where(is_tie | unedited.is_decided)
+    is_tie = labelled.is_labelled_tie
+    bootstrap = PromptBootstrap(labelled["prompt_key"], resamples, seed)
+    distance = np.abs(labelled.verdicts.prob_first - 0.5)
+    columns = {
+        "distance": np.where(is_tie, distance, np.nan),
+        "distance_of_others": np.where(is_tie, np.nan, distance),
+    }
+    nothing_to_tell_from = Estimate(None, reason="no row whose label names a winner")
+    auc = nothing_to_tell_from if is_tie.all() else bootstrap.estimate_auc(-distance, is_tie)
+    return TieReport(int(is_tie.sum()), **bootstrap.estimate(columns), auc=auc)
+
+
+def report_off_format(unedited: Predictions, resamples: int, seed: int) -> OffFormatReport:
+    """Return how much probability the two labels hold, and the rows where that is little."""
+    mass = unedited["label_mass"]
+    if not len(mass):
+        return OffFormatReport(Estimate(None, reason=NO_ROWS), None, None, 0, [])
+    low = np.flatnonzero(mass < LOW_LABEL_MASS)
+    lowest = low[np.argsort(mass[low], kind="stable")][:LISTED_ROWS]
+    bootstrap = PromptBootstrap(unedited["prompt_key"], resamples, seed)
+    return OffFormatReport(
+        **bootstrap.estimate({"label_mass": mass}),
+        percentile_1=float(np.percentile(mass, 1)),
+        lowest=float(mass.min()),
+        rows_below_half=len(low),
+        listed=[note_row(unedited, int(row), {"label_mass": float(mass[row])}) for row in lowest],
     )

@@ -156,7 +156,7 @@ class TemperatureReport:
         judged_on: Rows of the other.
         before: Calibration of the other part with the temperature that was in use.
         after: The same with the fitted one.
-        nll_change: After less before, negative where the fit helps.
+        nll_change: After less before, negative where the fit helps; against the votes where rows carry them.
         single_order_nll_before: Of single orders, in the other part.
         single_order_nll_after: With the fitted temperature and offset.
         single_order_nll_change: After less before.

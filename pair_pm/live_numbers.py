@@ -7,9 +7,8 @@ import numpy as np
 from transformers import EvalPrediction
 
 from pair_pm.errors import ConfigError
-from pair_pm.evaluation import compute_metrics
+from pair_pm.metrics import Verdicts, compute_metrics
 from pair_pm.pair_batches import find_orders
-from pair_pm.scoring import compare_logprobs
 
 logger = logging.getLogger("axolotl.pair_pm")
 
@@ -49,12 +48,14 @@ def compute_eval_metrics(prediction: EvalPrediction) -> dict[str, float]:
     order = np.lexsort((~is_a.astype(bool), pair))
     pair, logprobs, prob_first = pair[order].reshape(-1, 2), logprobs[order].reshape(-1, 2, 2), prob_a[order][::2]
     assert (pair[:, 0] == pair[:, 1]).all(), "an order of a pair is missing"
-    # A target of one half is a tie: nobody won, and the evaluation script skips it too.
+    # A target of one half is a tie: nobody won, and the evaluation script keeps it apart too.
     decided = prob_first != 0.5
     if not decided.any():
         return {}
-    comparisons = [compare_logprobs(orders) for orders in logprobs[decided]]
-    metrics = asdict(compute_metrics(comparisons, prob_first[decided]))
+    logprobs = logprobs[decided]
+    label_mass = np.exp(logprobs).sum(axis=2).min(axis=1)
+    verdicts = Verdicts(logprobs[:, :, 0] - logprobs[:, :, 1], label_mass, prob_first[decided].astype(np.float64))
+    metrics = asdict(compute_metrics(verdicts))
     names = ("position_consistency", "label_loss", "label_mass", "prob_a", "order_bias")
     return {"pair_accuracy": metrics["accuracy"], **{name: metrics[name] for name in names}}
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from pair_pm.errors import DataError, MissingPathError
 from pair_pm.labelled_pairs import FIRST, TIE
+from pair_pm.metrics import Verdicts
 from pair_pm.row_writers import written_whole
 
 _METADATA = b"pair_pm"
@@ -118,9 +119,14 @@ class Predictions:
         raw = np.stack([self["log_odds_first_in_a"], self["log_odds_first_in_b"]], axis=1)
         return raw / (self.origin.temperature if temperature is None else temperature)
 
+    @property
+    def verdicts(self) -> Verdicts:
+        """What the model says, at the origin's temperature."""
+        return Verdicts(self.log_odds(), self["label_mass"], self["prob_chosen"])
+
     def count_characters(self) -> np.ndarray:
         """Return the lengths of the two responses in characters, shape (rows, 2)."""
-        return np.array([[len(one), len(other)] for one, other in zip(self["first"], self["second"], strict=True)])
+        return np.array([[len(text) for text in self[side]] for side in ("first", "second")], dtype=int).T
 
 
 def write_predictions(path: Path, predictions: Predictions) -> None:

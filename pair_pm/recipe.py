@@ -35,7 +35,8 @@ class Recipe:
     Attributes:
         sequence_len: Longest training sequence in tokens, label and closing included; None where nobody said.
         temperature: Divides the log-odds of each order; fitted on labelled data, 1 before.
-        order_offset: Log-odds that slot A has too many; fitted, used only where a single order is scored.
+        order_offset: Log-odds before temperature that slot A has too many; fitted, used only where a single order is
+            scored.
         probe_logprobs: Log-probabilities of the labels after each of `PROBE_PROMPTS`, by which a server that runs the
             weights is known; None where nobody measured them.
         accepted_control_text: Special tokens and turn marks that content can forge, accepted when training.

@@ -57,7 +57,8 @@ def digest_input(path: Path) -> str:
 def describe_answers(scorer: PairScorer) -> dict[str, object]:
     """Return what tells a model from another one in a folder of the same name: its log-odds on fixed pairs."""
     answers = [odds for comparison in scorer.compare_many(PROBE_PAIRS) for odds in comparison.log_odds_of_a]
-    return {"model_answers": answers, "sequence_len": scorer.recipe.sequence_len}
+    recipe = scorer.recipe
+    return {"model_answers": answers, "sequence_len": recipe.sequence_len, "order_offset": recipe.order_offset}
 
 
 def refuse_other_run(path: Path, found: Mapping, asked: Mapping) -> None:

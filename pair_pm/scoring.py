@@ -78,7 +78,7 @@ class OrderedComparison:
 
     Attributes:
         prob_a: P(the response in slot A wins).
-        log_odds_of_a: Of "A" against "B", after temperature.
+        log_odds_of_a: Of "A" against "B", after the card's order offset and temperature.
         label_mass: How much probability "A" and "B" hold of the whole vocabulary.
         prompt_tokens: Tokens fed.
     """
@@ -205,9 +205,11 @@ class PairScorer:
     def compare_in_order(self, items: Sequence[Item]) -> list[OrderedComparison]:
         """Return the verdicts on several (messages, response_a, response_b) in that order alone; errors as `compare`.
 
-        Half the cost of `compare_many`, for methods that balance the slots themselves.
+        Half the cost of `compare_many`, for methods that balance the slots themselves. What the model's card says that
+        slot A has too many is taken off; where both orders are averaged, that cancels of itself.
         """
-        return self._judge(_raise_first(self._encode([render_both_orders(*item)[0] for item in items])))
+        prompts = _raise_first(self._encode([render_both_orders(*item)[0] for item in items]))
+        return self._judge(prompts, self.recipe.order_offset)
 
     def fits(self, messages: str | Sequence[Message], first: str, second: str) -> bool:
         """Return whether a comparison is within the model's positions and the length it was trained with.
@@ -260,13 +262,13 @@ class PairScorer:
             middle = len(pairs) // 2
             return self._compare_each(pairs[:middle]) + self._compare_each(pairs[middle:])
 
-    def _judge(self, prompts: Sequence[_Prompt]) -> list[OrderedComparison]:
+    def _judge(self, prompts: Sequence[_Prompt], order_offset: float = 0.0) -> list[OrderedComparison]:
         if not prompts:
             return []
         logprobs = self.engine.label_logprobs([prompt.ids for prompt in prompts])
         _check_finite(logprobs, prompts)
         orders = [
-            _judge_order(labels, len(prompt.ids), self.recipe.temperature)
+            _judge_order(labels, len(prompt.ids), self.recipe.temperature, order_offset)
             for prompt, labels in zip(prompts, logprobs, strict=True)
         ]
         self._warn_of_label_mass(orders)
@@ -372,8 +374,10 @@ def _check_finite(logprobs: np.ndarray, prompts: Sequence[_Prompt]) -> None:
         )
 
 
-def _judge_order(logprobs: np.ndarray, prompt_tokens: int, temperature: float) -> OrderedComparison:
-    log_odds_of_a = float(logprobs[0] - logprobs[1]) / temperature
+def _judge_order(
+    logprobs: np.ndarray, prompt_tokens: int, temperature: float, order_offset: float = 0.0
+) -> OrderedComparison:
+    log_odds_of_a = (float(logprobs[0] - logprobs[1]) - order_offset) / temperature
     return OrderedComparison(_sigmoid(log_odds_of_a), log_odds_of_a, float(np.exp(logprobs).sum()), prompt_tokens)
 
 

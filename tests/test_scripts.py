@@ -243,7 +243,7 @@ def test_evaluation_prints_one_json_object(capsys, checkpoint, pairs):
     code, out, _ = run_main(capsys, evaluate_pair_rm.main, "--model", checkpoint, "--dataset", pairs)
     assert code == 0
     report = json.loads(out)
-    assert (report["pairs"], report["skipped"]) == (3, {"tie": 1})
+    assert (report["pairs"], report["labelled_ties"], report["skipped"]) == (3, 1, {})
     assert report["accuracy"] in (0, 1 / 3, 2 / 3, 1)
     assert {"predicted_ties", "position_consistency", "lowest_label_mass"} < report.keys()
 
@@ -251,8 +251,8 @@ def test_evaluation_prints_one_json_object(capsys, checkpoint, pairs):
 def test_evaluation_on_data_that_cannot_be_used_is_one_line(capsys, checkpoint, tmp_path):
     model = ["--model", checkpoint, "--dataset"]
     assert_fails(capsys, evaluate_pair_rm.main, *model, tmp_path / "nowhere.jsonl", says="no such file")
-    (tmp_path / "ties.jsonl").write_text('{"prompt": "Q", "chosen": "a", "rejected": "b", "label": "tie"}\n')
-    assert_fails(capsys, evaluate_pair_rm.main, *model, tmp_path / "ties.jsonl", says="tie 1")
+    (tmp_path / "same.jsonl").write_text('{"prompt": "Q", "chosen": "a", "rejected": "a"}\n')
+    assert_fails(capsys, evaluate_pair_rm.main, *model, tmp_path / "same.jsonl", says="identical_responses 1")
 
 
 def test_preparation_prints_what_it_did_and_refuses_in_one_line(capsys, tmp_path):

@@ -52,12 +52,12 @@ def score_bag_of_words() -> float:
     from sklearn.feature_extraction.text import CountVectorizer
     from sklearn.linear_model import LogisticRegression
 
-    from pair_pm.evaluation import read_labelled_pairs
+    from pair_pm.labelled_source import read_labelled_pairs
 
     train, test = (read_labelled_pairs(str(ROOT / HERE / "data" / f"{name}.jsonl")).pairs for name in SPLITS)
-    counter = CountVectorizer().fit([text for pair in train for text in (pair.chosen, pair.rejected)])
+    counter = CountVectorizer().fit([text for pair in train for text in (pair.first, pair.second)])
     difference = [
-        (counter.transform([p.chosen for p in pairs]) - counter.transform([p.rejected for p in pairs])).toarray()
+        (counter.transform([p.first for p in pairs]) - counter.transform([p.second for p in pairs])).toarray()
         for pairs in (train, test)
     ]
     # Each pair both ways round, so that there is a class to tell from.
