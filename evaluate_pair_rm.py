@@ -73,7 +73,7 @@ def evaluate(arguments: argparse.Namespace, command: str) -> int:
     save_into = choose_judge(arguments) if arguments.save else None
     if save_into:
         check_savable(save_into)
-    other = None
+    labelled = other = None
     if arguments.from_predictions is not None:
         predictions = read_predictions(arguments.from_predictions)
     else:
@@ -82,15 +82,19 @@ def evaluate(arguments: argparse.Namespace, command: str) -> int:
     if arguments.against and arguments.against.endswith(".parquet"):
         other = read_predictions(arguments.against)
     elif arguments.against:
-        judge = choose_judge(argparse.Namespace(
-            **vars(arguments) | {"model": arguments.against, "adapter": None, "temperature": None}))  # fmt: skip
-        other = predict_with(judge, labelled, folder, OTHER_PREDICTIONS)
+        other = predict_with(choose_judge(name_other(arguments)), labelled, folder, OTHER_PREDICTIONS)
     options = EvaluationOptions(command, arguments.seed, arguments.resamples, arguments.fit_temperature)
     report, problem = report_and_save(predictions, options, folder, other, save_into)
     print(json.dumps(report.summary, indent=2))
     if problem:
         print(problem, file=sys.stderr)
     return 1 if problem else 0
+
+
+def name_other(arguments: argparse.Namespace) -> argparse.Namespace:
+    """Return the arguments of the other model: in this process, with what its own card says."""
+    own = {"adapter": None, "engine": None, "engine_timeout_s": None, "temperature": None}
+    return argparse.Namespace(**vars(arguments) | own | {"model": arguments.against})
 
 
 def choose_judge(arguments: argparse.Namespace):

@@ -58,22 +58,24 @@ EDITS = {
 
 
 def report_distraction(predictions: Predictions, resamples: int, seed: int) -> list[DistractionReport]:
-    """Return what each edit does to the verdicts that were right without it; empty where no row was edited.
+    """Return what each edit does to the verdicts that were right without it; empty where no edit was asked for.
+
+    An edit that made every pair too long for the model is there, with the reason for having no numbers.
 
     Args:
         predictions: Edited and unedited rows.
         resamples: Of the intervals.
         seed: Of the intervals.
     """
+    if not (predictions["edit"] != "").any():
+        return []
     original = predictions.where((predictions["edit"] == "") & predictions.is_decided)
     place_of = {key: place for place, key in enumerate(original["pair_key"])}
     before = original.verdicts
     reports = []
     for name, edit in EDITS.items():
         edited = predictions.where(predictions["edit"] == name)
-        if not len(edited):
-            continue
-        places = np.array([place_of[key] for key in edited["pair_key"]])
+        places = np.array([place_of[key] for key in edited["pair_key"]], dtype=int)
         after = edited.verdicts
         was_right = before.right[places] == 1
         flipped = was_right & (after.right != 1)

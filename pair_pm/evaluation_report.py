@@ -157,10 +157,11 @@ class TemperatureReport:
         before: Calibration of the other part with the temperature that was in use.
         after: The same with the fitted one.
         nll_change: After less before, negative where the fit helps; against the votes where rows carry them.
-        single_order_nll_before: Of single orders, in the other part.
+        single_order_nll_before: Of single orders in the other part, with the fitted temperature and the offset in use.
         single_order_nll_after: With the fitted temperature and offset.
         single_order_nll_change: After less before.
-        is_not_worse: Whether both likelihoods of the other part are at least as high as before: only then is it saved.
+        is_not_worse: Whether the likelihood of the other part is at least as high as before: only then is it saved.
+        offset_is_not_worse: The same of single orders and the offset: otherwise the temperature is saved alone.
         saved_to: The card it was written into, None where it was not.
     """
 
@@ -176,6 +177,7 @@ class TemperatureReport:
     single_order_nll_after: Estimate | None = None
     single_order_nll_change: Estimate | None = None
     is_not_worse: bool = False
+    offset_is_not_worse: bool = False
     saved_to: str | None = None
 
 

@@ -30,7 +30,7 @@ class Judge:
         name: Folder or hub name.
         adapter: Of a PEFT adapter, None for none.
         profile: See `PairScorer.from_pretrained`.
-        described: How it is run, as JSON can hold it.
+        described: How it is loaded, as JSON can hold it.
         load: Loads it.
     """
 
@@ -119,7 +119,7 @@ def predict_with(
     """Return what a model says of labelled pairs; errors as `predict` and `PairScorer.from_pretrained`."""
     origin = Origin(
         model=judge.name,
-        engine=dict(judge.described),
+        options=dict(judge.described),
         card_digest=judge.read_card_digest(),
         versions=installed_versions(),
     )

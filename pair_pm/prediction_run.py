@@ -17,6 +17,7 @@ from pair_pm.errors import DataError, OutputExistsError
 from pair_pm.labelled_pairs import FIRST, LabelledPair, LabelledPairs
 from pair_pm.predictions import COLUMNS, Origin, Predictions
 from pair_pm.result_journal import ResultJournal
+from pair_pm.resumable_output import work_ahead
 from pair_pm.row_task import to_error
 from pair_pm.run_identity import describe_answers, refuse_other_run
 from pair_pm.score_file import ROWS_A_BLOCK
@@ -69,7 +70,7 @@ def predict(
     if journal is None:
         results = [result for block in _compare(plain, comparands) for result in block]
     else:
-        identity = {"pairs": labelled.digest(), "perturb": perturb}
+        identity = {"model": dict(origin.options), "pairs": labelled.digest(), "perturb": perturb}
         results = _compare_into(journal, identity, plain, comparands, resume=resume)
     skipped = Counter(labelled.skipped)
     skipped.update(r["reason"] for c, r in zip(comparands, results, strict=True) if "error" in r and not c.edit)
@@ -101,11 +102,14 @@ def _compare(scorer: PairScorer, comparands: Sequence[Comparand], done: int = 0)
     """Yield the results of blocks of comparands, from the one with index `done` on."""
     from tqdm import tqdm
 
+    def work(block: Sequence[Comparand]) -> list[dict]:
+        items = [(comparand.pair.messages, comparand.pair.first, comparand.second) for comparand in block]
+        return [_to_result(verdict) for verdict in scorer.compare_each(items)]
+
+    blocks = (comparands[start : start + ROWS_A_BLOCK] for start in range(done, len(comparands), ROWS_A_BLOCK))
     with tqdm(total=len(comparands), initial=done, unit=" pairs", disable=None) as progress:
-        for start in range(done, len(comparands), ROWS_A_BLOCK):
-            block = comparands[start : start + ROWS_A_BLOCK]
-            items = [(comparand.pair.messages, comparand.pair.first, comparand.second) for comparand in block]
-            yield [_to_result(verdict) for verdict in scorer.compare_each(items)]
+        for block, results in work_ahead(work, scorer, blocks):
+            yield results
             progress.update(len(block))
 
 

@@ -51,7 +51,7 @@ class Origin:
 
     Attributes:
         model: Name or path.
-        engine: Where its weights ran, and how exactly.
+        options: How it was loaded, where that decides a verdict.
         card_digest: Of the model's card, None where it has none.
         temperature: That the verdicts are to be read with, of the card or the command line.
         order_offset: The card's, in log-odds before temperature.
@@ -63,7 +63,7 @@ class Origin:
     """
 
     model: str = ""
-    engine: Mapping[str, object] = field(default_factory=dict)
+    options: Mapping[str, object] = field(default_factory=dict)
     card_digest: str | None = None
     temperature: float = 1.0
     order_offset: float = 0.0

@@ -9,7 +9,7 @@ import json
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from itertools import islice
@@ -153,7 +153,7 @@ def _fill(journal: ResultJournal, run: FileRun, source, task: RowTask, scorer, s
     if not run.as_preferences:
         rows = mark_taken(rows, task)
     with tqdm(total=summary.rows, initial=journal.rows, unit=f" {task.unit}", disable=None) as progress:
-        for block, results in _work_ahead(task, scorer, task.cut(rows)):
+        for block, results in work_ahead(lambda block: task.work(scorer, block), scorer, task.cut(rows)):
             if run.strict:
                 refuse_errors(run.input, block, results)
             journal.append(results)
@@ -163,15 +163,15 @@ def _fill(journal: ResultJournal, run: FileRun, source, task: RowTask, scorer, s
         summary.rows_a_second = round(done_now / max(summary.seconds, 1e-3), 2)
 
 
-def _work_ahead(task: RowTask, scorer: PairScorer, blocks: Iterator[list]) -> Iterator[tuple[list, list[dict]]]:
+def work_ahead(work: Callable[[list], list], scorer: PairScorer, blocks: Iterable[list]) -> Iterator[tuple[list, list]]:
     """Yield blocks with their results, in order, as many of them under way as the engine takes at once."""
     calls = getattr(scorer.engine, "calls_at_once", 1)
     if calls == 1:
-        yield from ((block, task.work(scorer, block)) for block in blocks)
+        yield from ((block, work(block)) for block in blocks)
         return
     under_way: deque[tuple[list, Future]] = deque()
     for block in blocks:
-        under_way.append((block, _start(task.work, scorer, block)))
+        under_way.append((block, _start(work, block)))
         if len(under_way) == calls:
             done, results = under_way.popleft()
             yield done, results.result()

@@ -14,7 +14,7 @@ import numpy as np
 
 from pair_pm.calibration import calibrate
 from pair_pm.errors import ConfigError
-from pair_pm.evaluation_report import TemperatureReport
+from pair_pm.evaluation_report import Estimate, TemperatureReport
 from pair_pm.intervals import PromptBootstrap
 from pair_pm.metrics import Verdicts
 from pair_pm.predictions import Predictions
@@ -98,60 +98,61 @@ def fit_and_judge(predictions: Predictions, resamples: int, seed: int) -> Temper
         return TemperatureReport(None, None, reason=temperature, **rows)
     offset = fit_order_offset(log_odds[fitting], temperature)
 
-    other = predictions.where(~fitting)
-    origin = predictions.origin
+    other, in_use = predictions.where(~fitting), predictions.origin
     bootstrap = PromptBootstrap(other["prompt_key"], resamples, seed)
-    before, after = (
-        (_read(other, one, 0.0), _read(other, one, shift))
-        for one, shift in ((origin.temperature, origin.order_offset), (temperature, offset))
+    before, after = _read(other, in_use.temperature), _read(other, temperature)
+    single_before, single_after = (
+        _read(other, temperature, shift).single_order_losses.mean(axis=1) for shift in (in_use.order_offset, offset)
     )
-    change = after[0].losses(after[0].targets) - before[0].losses(before[0].targets)
-    single_before, single_after = (orders.single_order_losses.mean(axis=1) for _, orders in (before, after))
     estimates = bootstrap.estimate(
         {
-            "nll_change": change,
+            "nll_change": after.losses(after.targets) - before.losses(before.targets),
             "single_order_nll_before": single_before,
             "single_order_nll_after": single_after,
             "single_order_nll_change": single_after - single_before,
         }
     )
-    changes = [estimates[name].value for name in ("nll_change", "single_order_nll_change")]
     return TemperatureReport(
         temperature,
         offset,
         reason=None,
         **rows,
-        before=calibrate(before[0], bootstrap),
-        after=calibrate(after[0], bootstrap),
+        before=calibrate(before, bootstrap),
+        after=calibrate(after, bootstrap),
         **estimates,
-        is_not_worse=all(value is not None and value <= 0 for value in changes),
+        is_not_worse=_is_not_worse(estimates["nll_change"]),
+        offset_is_not_worse=_is_not_worse(estimates["single_order_nll_change"]),
     )
 
 
-def _read(predictions: Predictions, temperature: float, order_offset: float) -> Verdicts:
+def _read(predictions: Predictions, temperature: float, order_offset: float = 0.0) -> Verdicts:
     log_odds = (predictions.log_odds(temperature=1.0) - order_offset) / temperature
     return Verdicts(log_odds, predictions["label_mass"], predictions["prob_chosen"])
+
+
+def _is_not_worse(change: Estimate) -> bool:
+    return change.value is not None and change.value <= 0
 
 
 def save_fit(folder: Path, encoder: PromptEncoder, fit: TemperatureReport) -> TemperatureReport:
     """Write a fit into the card of the model in a folder, and return the fit with the card's path.
 
+    The offset that was in use stays where the fitted one is worse.
+
     Raises:
-        ConfigError: there is no card, or the fit is worse than what was in use.
+        ConfigError: there is no card, or the temperature is worse than the one in use.
         RecipeError: the card does not describe the model.
     """
     path = Path(folder) / CARD_NAME
     if fit.temperature is None or not fit.is_not_worse:
-        found = fit.reason or (
-            f"on the other prompts the likelihood is worse: nll changes by {fit.nll_change.value:+.4f}, that of single "
-            f"orders by {fit.single_order_nll_change.value:+.4f}"
-        )
+        found = fit.reason or f"on the other prompts nll changes by {fit.nll_change.value:+.4f} nats"
         raise ConfigError(f"{path}: not written: {found}; a fit that is no worse is required to be saved")
     if not path.is_file():
         raise ConfigError(
             f"{path}: no such file; the card that training wrote is required to save a temperature; without one, give "
             f"--temperature {fit.temperature:.4f} where the model is used"
         )
-    fitted = {"temperature": fit.temperature, "order_offset": fit.order_offset}
-    write_recipe(folder, encoder, dataclasses.replace(read_recipe(path, encoder), **fitted))
+    recipe = read_recipe(path, encoder)
+    offset = fit.order_offset if fit.offset_is_not_worse else recipe.order_offset
+    write_recipe(folder, encoder, dataclasses.replace(recipe, temperature=fit.temperature, order_offset=offset))
     return dataclasses.replace(fit, saved_to=str(path))

@@ -1,5 +1,6 @@
 """How far probabilities can be trusted, and the temperature that makes them so: known answers and scikit-learn's."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -62,8 +63,17 @@ def test_overconfident_model_is_mended_on_the_prompts_that_it_was_not_fitted_on(
     assert fit.after.debiased_error.value < 0.03
     assert fit.nll_change.high < 0
     assert fit.nll_change.value == pytest.approx(fit.after.nll.value - fit.before.nll.value)
-    assert fit.single_order_nll_change.high < 0
     assert fit.is_not_worse
+
+
+def test_offset_is_judged_beside_the_temperature_that_it_goes_with():
+    fit = fit_and_judge(simulate(20_000, temperature=3.0, order_offset=1.0), resamples=200, seed=1)
+    assert fit.order_offset == pytest.approx(1.0, abs=0.1)
+    assert fit.single_order_nll_change.high < 0
+    assert fit.offset_is_not_worse
+    known = make_predictions(simulate(20_000, 3.0, 1.0).log_odds(), Origin(temperature=3.0, order_offset=1.0))
+    again = fit_and_judge(known, resamples=200, seed=1)
+    assert again.single_order_nll_change.value == pytest.approx(0, abs=1e-3)
 
 
 def test_temperature_meets_the_votes_where_rows_carry_them():
@@ -183,9 +193,17 @@ def test_fit_that_is_worse_on_the_other_prompts_is_not_saved(tmp_path, encoder):
     assert fit.temperature > 3
     assert fit.nll_change.low > 0
     assert not fit.is_not_worse
-    with pytest.raises(ConfigError, match="likelihood is worse"):
+    with pytest.raises(ConfigError, match=r"nll changes by \+"):
         save_fit(tmp_path, encoder, fit)
     assert card.read_text() == before
+
+
+def test_offset_that_is_worse_on_the_other_prompts_stays_as_it_was(tmp_path, encoder):
+    card = write_recipe(tmp_path, encoder, Recipe(order_offset=0.25))
+    fit = fit_and_judge(simulate(4000, temperature=2.0), resamples=0, seed=0)
+    save_fit(tmp_path, encoder, dataclasses.replace(fit, order_offset=9.0, offset_is_not_worse=False))
+    recipe = read_recipe(card, encoder)
+    assert (recipe.temperature, recipe.order_offset) == (fit.temperature, 0.25)
 
 
 def test_fit_without_a_card_to_save_it_in_is_refused(tmp_path, encoder):

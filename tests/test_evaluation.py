@@ -12,6 +12,7 @@ from pair_pm.distraction import EDITS
 from pair_pm.errors import DataError
 from pair_pm.evaluation import EvaluationOptions, evaluate
 from pair_pm.evaluation_report import write_report
+from pair_pm.intervals import NO_ROWS
 from pair_pm.labelled_source import read_labelled_pairs
 from pair_pm.prediction_run import predict
 from pair_pm.predictions import Origin, read_predictions, write_predictions
@@ -154,7 +155,8 @@ def test_flips_are_counted_among_the_verdicts_that_were_right():
         pair_key=["a", "b", "c", "d", "a", "b", "c"],
         prompt_key=["a", "b", "c", "d", "a", "b", "c"],
     )
-    [colon] = evaluate(table, FEW).distraction
+    *others, colon = evaluate(table, FEW).distraction
+    assert {(other.right, other.flip_rate.value, other.flip_rate.reason) for other in others} == {(0, None, NO_ROWS)}
     assert (colon.right, colon.flipped, colon.flip_rate.value, colon.flip_rate.rows) == (2, 1, 0.5, 2)
     assert evaluate(table, FEW).overall.rows == 4
 

@@ -1,5 +1,6 @@
 """Which of two responses is better: the published procedure, its properties, and what is refused."""
 
+import dataclasses
 import json
 import logging
 import math
@@ -206,6 +207,16 @@ def test_one_order_alone_is_that_half_of_the_comparison(scorer):
     assert (one.prompt_tokens, other.prompt_tokens) == both.prompt_tokens
     with pytest.raises(PromptTooLongError):
         scorer.compare_in_order([("Q", "word " * 2000, "no")])
+
+
+def test_order_offset_of_the_card_is_taken_off_one_order_alone_and_not_off_both(scorer):
+    recipe = dataclasses.replace(scorer.recipe, temperature=2.0, order_offset=0.5)
+    shifted = PairScorer(scorer.engine, scorer.encoder, recipe)
+    [raw], [one] = (judge.compare_in_order([PAIRS[0]]) for judge in (scorer, shifted))
+    assert one.log_odds_of_a == pytest.approx((raw.log_odds_of_a - 0.5) / 2.0)
+    assert one.prob_a == pytest.approx(1 / (1 + math.exp(-one.log_odds_of_a)))
+    expected = [odds / 2.0 for odds in scorer.compare(*PAIRS[0]).log_odds_of_a]
+    assert shifted.compare(*PAIRS[0]).log_odds_of_a == pytest.approx(expected)
 
 
 def test_fits_says_what_compare_would_refuse(scorer):
