@@ -1,14 +1,14 @@
 """Labelled data of any accepted format, a file, folder or hub name, as the pairs that an evaluation compares."""
 
+from pair_pm.benchmark_rows import COMPLETIONS, parse_completion_row, parse_pair, recognise_evaluation
 from pair_pm.errors import DataError
 from pair_pm.labelled_pairs import LabelledPair, LabelledPairs
 from pair_pm.preference import PreferencePair, RowProblem
-from pair_pm.preference_formats import parse_row, recognise_format
 from pair_pm.preference_source import open_source
 
 
 def read_labelled_pairs(name: str) -> LabelledPairs:
-    """Return the labelled pairs of a data set, labelled ties among them.
+    """Return the labelled pairs of a data set, labelled ties among them; of several completions every pair.
 
     Of A/B rows, which may hold a pair in both orders, each pair counts once: it is compared in both anyway.
 
@@ -18,12 +18,15 @@ def read_labelled_pairs(name: str) -> LabelledPairs:
     source, labelled = open_source(name), LabelledPairs(name)
     seen: set[tuple] = set()
     for chunk in source.chunks():
-        labelled.format = labelled.format or recognise_format(name, (row for _, row, _ in chunk.decode()))
-        for _, row, problem in chunk.decode():
+        labelled.format = labelled.format or recognise_evaluation(name, (row for _, row, _ in chunk.decode()))
+        for number, row, problem in chunk.decode():
             try:
                 if problem:
                     raise problem
-                pair = parse_row(row, labelled.format)
+                if labelled.format == COMPLETIONS:
+                    labelled.pairs += parse_completion_row(row).list_pairs(group=str(number))
+                    continue
+                pair = parse_pair(row, labelled.format)
                 if labelled.format == "ab":
                     _refuse_seen(pair, seen)
                 labelled.pairs.append(LabelledPair.from_preference(pair))

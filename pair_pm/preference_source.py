@@ -23,6 +23,8 @@ _SPACE = b" \t\r\n"
 # What JSON's structure hangs on: whole strings, brackets, commas; and the quote of a string that does not end.
 _STRUCTURE = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[\[\]{},"]', re.DOTALL)
 _ACCEPTED = ".jsonl, .json or .parquet (the first two also with .gz), a folder from save_to_disk, or a hub name"
+# Where a hub name says no split. RewardBench's other split holds what was left out of it.
+_DEFAULT_SPLITS = {"allenai/reward-bench": "filtered", "allenai/reward-bench-2": "test"}
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?(@[\w./-]+)?(:[\w.-]+)?")
 
 
@@ -104,7 +106,7 @@ def open_source(name: str) -> PreferenceSource:
         raise DataError(f"{name}: not a path and not a hub name; required is {_ACCEPTED} (name[@revision][:split])")
     repository, _, split = name.partition(":")
     repository, _, revision = repository.partition("@")
-    return PreferenceSource(name, repository, None, split or "train", revision or None)
+    return PreferenceSource(name, repository, None, split or _DEFAULT_SPLITS.get(repository, "train"), revision or None)
 
 
 def _split_off(name: str) -> tuple[Path, str | None]:

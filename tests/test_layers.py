@@ -12,12 +12,13 @@ PACKAGE = Path(__file__).resolve().parent.parent / "pair_pm"
 # Lowest first. A module that is not written yet is simply absent from the folder.
 LAYERS = (
     *("errors", "prompt", "preference", "preference_formats", "preference_source", "tokens", "recipe", "checkpoint"),
+    *("labelled_pairs", "benchmark_rows", "decontamination"),
     *("pair_conversion", "pair_spool", "pair_summary", "pair_workers", "pair_index", "pair_output", "pair_dataset"),
     *("engines", "strengths", "ranking_methods", "contest", "ranking"),
     *("scoring", "metrics", "rewards", "serving"),
     *("result_journal", "row_writers", "run_identity", "scorable_rows", "preference_export", "row_task"),
     *("resumable_output", "score_file", "rank_file"),
-    *("labelled_pairs", "benchmark_rows", "labelled_source", "predictions", "evaluation_report", "intervals"),
+    *("labelled_source", "predictions", "evaluation_report", "intervals"),
     *("calibration", "baselines", "temperature_fit", "distraction", "model_difference", "prediction_run"),
     *("reward_bench", "reward_bench_2", "evaluation", "report_tables", "report_plots", "report_page"),
     "evaluation_run",
