@@ -32,6 +32,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         help="columns of the two scores (default: chosen_score,rejected_score)")  # fmt: skip
     add("--tokenizer", metavar="NAME_OR_PATH", help="count tokens through this model's chat template")
     add("--max-length", type=int, metavar="N", help="drop rows whose whole training sequence is longer; never cut")
+    add("--decontaminate-against", nargs="+", action="extend", default=[], metavar="NAME",
+        help="evaluation data, RewardBench included: drop rows whose prompt, or whose response of 50 words or more, "
+        "stands in it; repeatable")  # fmt: skip
     add("--seed", type=_seed, default=42, help="of the position draw and the evaluation split (default: 42)")
     add("--strict", action="store_true", help="stop at the first defective row")
     add("--rejects", metavar="FILE", help="write the dropped rows, each with its reason, as JSON lines")
@@ -83,6 +86,7 @@ def main(argv: list[str] | None = None) -> int:
         margin_columns=arguments.margin_columns,
         tokenizer=arguments.tokenizer,
         max_length=arguments.max_length,
+        decontaminate_against=tuple(arguments.decontaminate_against),
         keep_rows=arguments.rejects is not None,
     )
     try:

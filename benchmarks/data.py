@@ -1,6 +1,6 @@
 """How fast and in how much memory process_pair_data.py's work runs, beside the plain way that people publish.
 
-    python benchmarks/data.py                  # 100,000 and 400,000 generated rows; about 15 minutes on two cores
+    python benchmarks/data.py                  # 100,000 and 400,000 generated rows; about 17 minutes on two cores
     python benchmarks/data.py --rows 2000      # the same in small, to see that it runs
 
 The plain way is `datasets.load_dataset("json")`, `.map` of one row at a time through the published Jinja template with
@@ -71,6 +71,17 @@ def generate(path: str, rows: int) -> None:
             file.write(json.dumps({"id": str(number), "source": "generated", **row}, ensure_ascii=False) + "\n")
 
 
+def generate_evaluation(path: str, rows: int = 2985) -> None:
+    """Write as many rows as RewardBench has, about as long as its own, in words of their own order."""
+    rng = random.Random(7)
+    words = ["".join(rng.choices(SYLLABLES, k=rng.randint(1, 3))) for _ in range(5000)]
+    with open(path, "w", encoding="utf-8") as file:
+        for number in range(rows):
+            lengths = {"prompt": 50, "chosen": 200, "rejected": 200}
+            row = {column: " ".join(rng.choices(words, k=length)) for column, length in lengths.items()}
+            file.write(json.dumps({**row, "subset": "math-prm", "id": number}) + "\n")
+
+
 def train_tokenizer(data: str, folder: str) -> None:
     """Train a byte-level BPE of 8,000 tokens on the first rows and save it with a chat template."""
     from itertools import islice
@@ -97,14 +108,20 @@ def train_tokenizer(data: str, folder: str) -> None:
 # ---- what is measured, each in a process of its own -----------------------------------------------------------------
 
 
-def run_ours(data: str, output: str, num_proc: int, tokenizer: str | None = None) -> float:
-    """Convert from file to file with every check; return the seconds."""
+def run_ours(
+    data: str, output: str, num_proc: int, tokenizer: str | None = None, evaluation: str | None = None
+) -> float:
+    """Convert from file to file with every check, against evaluation data if asked; return the seconds."""
     from pair_pm.pair_conversion import ConversionOptions
     from pair_pm.pair_dataset import build_pair_dataset
 
     if tokenizer:
         from transformers import AutoTokenizer  # noqa: F401  not part of what is timed
-    options = ConversionOptions(tokenizer=tokenizer, max_length=2048 if tokenizer else None)
+    options = ConversionOptions(
+        tokenizer=tokenizer,
+        max_length=2048 if tokenizer else None,
+        decontaminate_against=(evaluation,) if evaluation else (),
+    )
     began = time.perf_counter()
     build_pair_dataset([data], output, options, num_proc=num_proc)
     return time.perf_counter() - began
@@ -157,6 +174,7 @@ def run_tokenizer(pairs: str, tokenizer: str) -> float:
 
 WORK = {
     "generate": generate,
+    "generate_evaluation": generate_evaluation,
     "train_tokenizer": train_tokenizer,
     "ours": run_ours,
     "plain": run_plain,
@@ -192,6 +210,19 @@ def compare(data: Path, rows: int, folder: Path, tokenizer: str, repeats: int) -
     return ratios
 
 
+def decontaminate(data: Path, folder: Path, repeats: int) -> tuple[float, float]:
+    """Return the ratio of rows a second with evaluation data to without, and the index's bytes an evaluation row."""
+    evaluation, output = str(folder / "evaluation.jsonl"), folder / "ours.jsonl"
+    measure("generate_evaluation", evaluation)
+    seconds = {None: [], evaluation: []}
+    for _ in range(repeats):
+        for against, taken in seconds.items():
+            taken.append(measure("ours", str(data), str(output), 1, None, against)["seconds"])
+    held_against = json.loads((folder / "ours.summary.json").read_text())["held_against"]
+    ratio = statistics.median(seconds[None]) / statistics.median(seconds[evaluation])
+    return ratio, held_against["index_bytes"] / sum(held_against["rows"].values())
+
+
 def main() -> int:
     """Generate the input, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -224,6 +255,7 @@ def main() -> int:
             timed["tokenizer"].append(measure("tokenizer", str(folder / "ours.jsonl"), tokenizer)["seconds"])
         with (folder / "ours.jsonl").open("rb") as file:
             pairs = sum(1 for _ in file)
+        decontaminated_ratio, index_bytes = decontaminate(small, folder, arguments.repeats)
     figures = {
         "rows_per_second_ratio": round(min(ratios.values()), 2),
         "peak_mb_100k": round(peaks[0]),
@@ -231,6 +263,8 @@ def main() -> int:
         "bytes_per_row": round(bytes_per_row, 1),
         "max_length_rows_per_second": round(rows / statistics.median(timed["ours"])),
         "tokenizer_rows_per_second": round(pairs / statistics.median(timed["tokenizer"])),
+        "decontaminated_ratio": round(decontaminated_ratio, 2),
+        "index_bytes_per_evaluation_row": round(index_bytes),
     }
     print(json.dumps(figures))
     return 0

@@ -5,7 +5,9 @@ import re
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import islice
+from pathlib import Path
 
+from pair_pm.decontamination import join_prompt, open_index
 from pair_pm.preference import PreferencePair, RenderedPair, RowProblem, check_margin, is_held_out, render_pair
 from pair_pm.preference_formats import parse_row
 from pair_pm.preference_source import RowChunk
@@ -28,6 +30,7 @@ class ConversionOptions:
         min_margin: Least difference of the two scores in `margin_columns`.
         tokenizer: Name or folder of the tokenizer that `max_length` counts with.
         max_length: Most tokens that a whole training sequence may have.
+        decontaminate_against: Names of evaluation data whose rows are not to be trained on; for the record.
         keep_rows: Keep each row as it came beside its pair, so that a later rejection can show it.
     """
 
@@ -39,6 +42,7 @@ class ConversionOptions:
     margin_columns: tuple[str, str] = ("chosen_score", "rejected_score")
     tokenizer: str | None = None
     max_length: int | None = None
+    decontaminate_against: tuple[str, ...] = ()
     keep_rows: bool = False
 
 
@@ -95,8 +99,14 @@ class _Candidate:
     prompts: list[str]
 
 
-def convert_chunk(chunk: RowChunk, format: str, default_source: str, options: ConversionOptions) -> ConvertedChunk:
-    """Return the A/B rows of a chunk, and why the other rows have none."""
+def convert_chunk(
+    chunk: RowChunk, format: str, default_source: str, options: ConversionOptions, evaluation_index: Path | None = None
+) -> ConvertedChunk:
+    """Return the A/B rows of a chunk, and why the other rows have none.
+
+    Args:
+        evaluation_index: Of the rows that are not to be trained on, where pair_pm.decontamination wrote it.
+    """
     converted = ConvertedChunk(rows=len(chunk))
     candidates = []
     for number, row, problem in chunk.decode():
@@ -108,6 +118,8 @@ def convert_chunk(chunk: RowChunk, format: str, default_source: str, options: Co
             candidates.append(_render_row(number, source, row, format, options))
         except RowProblem as found:
             converted.bad.append(BadRow(number, source, found, row))
+    if evaluation_index is not None:
+        candidates = _drop_contaminated(candidates, evaluation_index, converted)
     for candidate, tokens in zip(candidates, _count_tokens(candidates, options), strict=True):
         if options.max_length is not None and tokens > options.max_length:
             problem = RowProblem("too_long", f"{tokens} tokens with the label, over {options.max_length}")
@@ -137,6 +149,18 @@ def _render_row(number: int, source: str, row: object, format: str, options: Con
     orders = (drawn, drawn.swapped()) if options.both_orders else (drawn,)
     prompts = [render_prompt(order.context, order.response_a, order.response_b) for order in orders]
     return _Candidate(number, source, row, pair, orders, prompts)
+
+
+def _drop_contaminated(candidates: list[_Candidate], index: Path, converted: ConvertedChunk) -> list[_Candidate]:
+    pairs = [candidate.pair for candidate in candidates]
+    texts = [(join_prompt(pair.messages), (pair.chosen, pair.rejected)) for pair in pairs]
+    kept = []
+    for candidate, problem in zip(candidates, open_index(index).find_problems(texts), strict=True):
+        if problem:
+            converted.bad.append(BadRow(candidate.number, candidate.source, problem, candidate.row))
+        else:
+            kept.append(candidate)
+    return kept
 
 
 def _count_tokens(candidates: list[_Candidate], options: ConversionOptions) -> list[int]:

@@ -13,6 +13,7 @@ from itertools import chain, compress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pair_pm.decontamination import CONTAMINATION_REASONS, write_index
 from pair_pm.errors import DataError, OutputExistsError
 from pair_pm.pair_conversion import BadRow, ConversionOptions, convert_chunk
 from pair_pm.pair_output import OutputPaths, name_output, open_output, open_workspace, publish, publish_rejects
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from pair_pm.pair_index import PairIndex
 
 # What a user chose to drop is no defect of a row, so --strict does not stop at it.
-_CHOSEN_REASONS = {"tie", "small_margin", "too_long"}
+_CHOSEN_REASONS = {"tie", "small_margin", "too_long", *CONTAMINATION_REASONS}
 
 
 def build_pair_dataset(
@@ -62,12 +63,13 @@ def build_pair_dataset(
             "no held-out file is required where none is written; remove it or choose another --output"
         )
     sources = [open_source(name) for name in names]
-    _refuse_overwriting(sources, paths, rejects)
+    _refuse_overwriting([*sources, *map(open_source, options.decontaminate_against)], paths, rejects)
     summary = BuildSummary()
     with open_workspace(paths.main) as workspace, ExitStack() as stack:
         reject = stack.enter_context(_open_rejects(rejects and workspace / "rejects.jsonl"))
         spool = PairSpool(workspace / "spool")
-        index = _convert_all(sources, options, num_proc, strict, spool, reject, summary)
+        evaluation_index = _index_evaluation(options, workspace / "evaluation", summary)
+        index = _convert_all(sources, options, evaluation_index, num_proc, strict, spool, reject, summary)
         kept = _drop_repeats(index, spool, reject, summary)
         try:
             _write_kept(index, kept, spool, paths, workspace, options, summary)
@@ -84,7 +86,14 @@ def build_pair_dataset(
 # ---- first pass -----------------------------------------------------------------------------------------------------
 
 
-def _convert_all(sources, options, num_proc, strict, spool, reject, summary) -> "PairIndex":
+def _index_evaluation(options: ConversionOptions, folder: Path, summary: BuildSummary) -> Path | None:
+    if not options.decontaminate_against:
+        return None
+    summary.held_against = write_index(options.decontaminate_against, folder)
+    return folder
+
+
+def _convert_all(sources, options, evaluation_index, num_proc, strict, spool, reject, summary) -> "PairIndex":
     from tqdm import tqdm
 
     from pair_pm.pair_index import PairIndex
@@ -99,7 +108,13 @@ def _convert_all(sources, options, num_proc, strict, spool, reject, summary) -> 
                 raise DataError(f"{source.name}: holds no row; at least one is required")
             format = recognise_format(source.name, (row for _, row, _ in head.decode()))
             summary.formats[source.name] = format
-            convert = partial(convert_chunk, format=format, default_source=source.default_source, options=options)
+            convert = partial(
+                convert_chunk,
+                format=format,
+                default_source=source.default_source,
+                options=options,
+                evaluation_index=evaluation_index,
+            )
             for converted in map_in_order(convert, chain([head], chunks)):
                 summary.rows_read[source.name] += converted.rows
                 _account_bad_rows(source.name, converted.bad, strict, reject, summary)

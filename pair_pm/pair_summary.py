@@ -5,6 +5,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from pair_pm.decontamination import IndexSummary
 from pair_pm.pair_conversion import ConversionOptions
 
 
@@ -18,6 +19,7 @@ class BuildSummary:
         dropped: By source and reason.
         pairs_kept: By source.
         pairs_neutralised: Kept pairs in which control text was broken.
+        held_against: The evaluation data whose rows were dropped; None where none was named.
         rows_written: By split; twice the pairs where both orders are written.
         label_a_share: Share of written rows whose label is "A".
         lengths: Percentiles of the prompt in characters and, with a tokenizer, of the training sequence in tokens.
@@ -28,6 +30,7 @@ class BuildSummary:
     dropped: dict[str, Counter] = field(default_factory=dict)
     pairs_kept: Counter = field(default_factory=Counter)
     pairs_neutralised: int = 0
+    held_against: IndexSummary | None = None
     rows_written: dict[str, int] = field(default_factory=dict)
     label_a_share: float = 0.0
     lengths: dict[str, dict[str, int]] = field(default_factory=dict)
@@ -40,6 +43,7 @@ class BuildSummary:
         """Return the counts as text, a line each."""
         kept = sum(self.pairs_kept.values())
         lines = [f"{name} ({self.formats[name]} format): {count:,} rows read" for name, count in self.rows_read.items()]
+        lines += self.held_against.to_lines() if self.held_against else []
         for source in sorted({*self.pairs_kept, *self.dropped}):
             lines.append(f"{source}: {self.pairs_kept[source]:,} pairs kept")
             lines += [
@@ -69,5 +73,11 @@ def write_summary(summary: BuildSummary, options: ConversionOptions, command: st
         "prompt_format_version": PROMPT_FORMAT_VERSION,
         "control_set_version": CONTROL_SET_VERSION,
     }
-    content = {**vars(summary), "options": asdict(options), "versions": versions, "command": command}
+    content = {
+        **vars(summary),
+        "held_against": summary.held_against and vars(summary.held_against),
+        "options": asdict(options),
+        "versions": versions,
+        "command": command,
+    }
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "pair_pm"
 # Lowest first. A module that is not written yet is simply absent from the folder.
 LAYERS = (
     *("errors", "prompt", "preference", "preference_formats", "preference_source", "tokens", "recipe", "checkpoint"),
-    *("labelled_pairs", "benchmark_rows", "decontamination"),
+    *("labelled_pairs", "benchmark_rows", "word_runs", "decontamination"),
     *("pair_conversion", "pair_spool", "pair_summary", "pair_workers", "pair_index", "pair_output", "pair_dataset"),
     *("engines", "strengths", "ranking_methods", "contest", "ranking"),
     *("scoring", "metrics", "rewards", "serving"),
