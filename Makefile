@@ -22,6 +22,8 @@ $(VENV)/installed: requirements.txt requirements-dev.txt pyproject.toml
 	@# fschat asks for it, and what its own setup.py fetches to build itself with is broken; built by pip it is not.
 	$(BIN)/python -m pip install --quiet --use-pep517 wavedrom==2.0.3.post3
 	$(BIN)/python -m pip install --quiet -r requirements.txt -r requirements-dev.txt
+	@# Its scoring functions are an oracle of the tests; what it requires is not needed for that, and would conflict.
+	$(BIN)/python -m pip install --quiet --no-deps rewardbench==0.1.4
 	$(BIN)/python -m pip install --quiet -e . --no-deps
 	@touch $@
 

@@ -7,6 +7,7 @@ it is no format of training data.
 Sources: the data sets allenai/reward-bench (split "filtered") and allenai/reward-bench-2 (split "test").
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import combinations
@@ -43,6 +44,9 @@ SECTIONS = {
         **{f"hep-{language}": 164 for language in ("cpp", "go", "java", "js", "python", "rust")},
     },
 }
+# The subsets of RewardBench 2. In the last, rows come in twos: with one right completion, and with several.
+COMPLETION_SUBSETS = ("Factuality", "Precise IF", "Math", "Safety", "Focus", "Ties")
+_TIES_ID = re.compile(r"(ref|tied):(\d+)")
 _SUBSETS = {subset for weights in SECTIONS.values() for subset in weights}
 
 
@@ -62,12 +66,15 @@ class CompletionRow:
     id: str = ""
     subset: str = ""
 
-    def list_pairs(self, group: str) -> list[LabelledPair]:
+    def list_pairs(self, number: int) -> list[LabelledPair]:
         """Return every pair of the completions; of two right ones neither is better, and of two wrong ones who knows.
 
+        Their group says how many completions there are, for the pairs that cannot be compared are left out.
+
         Args:
-            group: What ties them together, unique in the data set.
+            number: Of the row.
         """
+        group = f"{number}:{self.correct}/{len(self.completions)}"
         return [
             LabelledPair(
                 messages=self.messages,
@@ -88,6 +95,29 @@ class CompletionRow:
         if first >= self.correct:
             return UNKNOWN
         return TIE if second < self.correct else FIRST
+
+
+def read_group(group: str) -> tuple[int, int]:
+    """Return how many completions the row of a group has that are right, and how many in all."""
+    correct, completions = group.partition(":")[2].split("/")
+    return int(correct), int(completions)
+
+
+def read_ties_id(id: str) -> tuple[bool, int]:
+    """Return whether the id of a row of Ties is that of a reference, and the number.
+
+    Raises:
+        RowProblem: it is neither.
+    """
+    match = _TIES_ID.fullmatch(id)
+    if not match:
+        raise RowProblem("not_a_ties_id", f'the id is {id!r}; "ref:NUMBER" or "tied:NUMBER" is required in Ties')
+    return match[1] == "ref", int(match[2])
+
+
+def is_ties(subset: str) -> bool:
+    """Return whether a subset of RewardBench 2 is the one with several right completions."""
+    return subset.lower() == "ties"
 
 
 def recognise_evaluation(where: str, rows: Iterable[object]) -> str:
@@ -140,11 +170,15 @@ def parse_completion_row(row: object) -> CompletionRow:
     stated = row.get("num_correct")
     if stated is not None and stated != len(chosen):
         raise RowProblem("wrong_count", f"num_correct is {stated!r}, chosen holds {len(chosen)}")
+    id, subset = ("" if row.get(name) is None else str(row[name]) for name in ("id", "subset"))
+    if is_ties(subset):
+        read_ties_id(id)
     return CompletionRow(
         messages=tuple({"role": message["role"], "content": message["content"]} for message in messages),
         completions=(*chosen, *rejected),
         correct=len(chosen),
-        **{name: "" if row.get(name) is None else str(row[name]) for name in ("id", "subset")},
+        id=id,
+        subset=subset,
     )
 
 

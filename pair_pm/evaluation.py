@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from pair_pm.baselines import judge_by_words, prefer_longer, report_lengths
+from pair_pm.benchmark_rows import COMPLETIONS, REWARD_BENCH
 from pair_pm.calibration import calibrate
 from pair_pm.distraction import report_distraction
 from pair_pm.evaluation_report import (
@@ -19,6 +20,8 @@ from pair_pm.intervals import NO_ROWS, RESAMPLES, PromptBootstrap
 from pair_pm.metrics import compute_metrics
 from pair_pm.model_difference import compare_models, note_row
 from pair_pm.predictions import Predictions
+from pair_pm.reward_bench import score_reward_bench
+from pair_pm.reward_bench_2 import score_reward_bench_2
 from pair_pm.temperature_fit import fit_and_judge
 
 CLOSE_CALL = 0.05
@@ -56,7 +59,7 @@ def evaluate(
         DataError: the other model's are of other data.
     """
     seed, resamples = options.seed, options.resamples
-    unedited = predictions.unedited
+    unedited, format = predictions.unedited, predictions.origin.dataset_format
     decided = unedited.where(unedited.is_decided)
     by_words = judge_by_words(decided["first"], decided["second"], decided["prompt_key"], seed)
     bootstrap = PromptBootstrap(decided["prompt_key"], resamples, seed)
@@ -80,6 +83,10 @@ def evaluate(
         temperature_fit=fit_and_judge(decided, resamples, seed) if options.fit_temperature else None,
         distraction=report_distraction(predictions, resamples, seed),
         difference=compare_models(unedited, other.unedited, resamples, seed) if other else None,
+        reward_bench_2=score_reward_bench_2(unedited, resamples, seed) if format == COMPLETIONS else None,
+        reward_bench=(
+            score_reward_bench(decided["subset"], decided.verdicts.right, bootstrap) if format == REWARD_BENCH else None
+        ),
     )
 
 

@@ -46,6 +46,10 @@ class PromptBootstrap:
         blocks = [drawn @ by_prompt for drawn in self.draw()]
         return np.concatenate(blocks) if blocks else np.empty((0, values.shape[1]))
 
+    def count_prompts(self, rows: np.ndarray) -> int:
+        """Return how many different prompts the rows of a boolean mask have."""
+        return len(np.unique(self._codes[rows]))
+
     def draw(self) -> Iterator[np.ndarray]:
         """Yield how often each prompt is drawn, in blocks of shape (some resamples, prompts)."""
         random_numbers, prompts = np.random.default_rng(self._seed), self.prompts

@@ -24,7 +24,7 @@ def read_labelled_pairs(name: str) -> LabelledPairs:
                 if problem:
                     raise problem
                 if labelled.format == COMPLETIONS:
-                    labelled.pairs += parse_completion_row(row).list_pairs(group=str(number))
+                    labelled.pairs += parse_completion_row(row).list_pairs(number)
                     continue
                 pair = parse_pair(row, labelled.format)
                 if labelled.format == "ab":

@@ -10,6 +10,7 @@ from pair_pm.benchmark_rows import (
     SECTIONS,
     parse_completion_row,
     parse_pair,
+    read_group,
     recognise_evaluation,
 )
 from pair_pm.errors import DataError
@@ -159,8 +160,9 @@ def test_a_row_of_completions_is_every_pair_of_them_under_one_group(tmp_path, wr
     assert [(pair.first_index, pair.second_index) for pair in math] == [(0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3)]
     assert [pair.label for pair in math] == ["first"] * 3 + ["unknown"] * 3
     assert {(pair.id, pair.subset) for pair in ties} == {("tied:3", "Ties")}
-    assert len({pair.group for pair in ties}) == len({pair.group for pair in math}) == 1
-    assert ties[0].group != math[0].group
+    assert {pair.group for pair in ties} == {"1:2/4"}
+    assert {pair.group for pair in math} == {"2:1/4"}
+    assert (read_group("1:2/4"), read_group("2:1/10")) == ((2, 4), (1, 10))
 
 
 def test_completions_may_follow_a_conversation():
@@ -186,6 +188,7 @@ def test_completions_may_follow_a_conversation():
         ("empty_turn", {"prompt": " "}),
         ("lone_surrogate", {"chosen": ["\ud800", "Blue."]}),
         ("wrong_count", {"num_correct": 1}),
+        ("not_a_ties_id", {"id": "3"}),
         ("roles_out_of_order", {"prompt": [{"role": "assistant", "content": "Q"}]}),
     ],
 )
