@@ -16,6 +16,7 @@ FOLDS = 5
 BUCKETS = 10
 MATCHED_RATIO = 0.9
 _MOST_WORDS = 20_000
+_INVERSE_PENALTY = 0.03
 
 
 def prefer_longer(lengths: np.ndarray) -> np.ndarray:
@@ -48,16 +49,19 @@ def judge_by_words(
     features = _count_words(first, second) if folds > 1 else None
     if features is None:
         return unknown
-    from scipy.sparse import vstack
     from sklearn.linear_model import LogisticRegression
 
     fold = (np.random.default_rng(random.Random(seed).getrandbits(64)).permutation(len(keys)) % folds)[codes]
     judged = unknown
     for number in range(folds):
         fitting = fold != number
-        model = LogisticRegression(fit_intercept=False, solver="liblinear", random_state=0)
-        # Each pair both ways round, so that there are two classes; without an intercept that changes nothing else.
-        model.fit(vstack([features[fitting], -features[fitting]]), np.repeat([1, 0], fitting.sum()))
+        if fitting.sum() < 2:
+            continue
+        # The first response is always the better one, so every other row is mirrored to have two classes; without an
+        # intercept that changes nothing else.
+        signs = np.where(np.arange(fitting.sum()) % 2, -1.0, 1.0)
+        model = LogisticRegression(C=_INVERSE_PENALTY, fit_intercept=False, tol=1e-3, max_iter=1000)
+        model.fit(features[fitting].multiply(signs[:, None]).tocsr(), signs > 0)
         preference = features[~fitting] @ model.coef_[0]
         judged[~fitting] = (np.sign(np.round(preference, 9)) + 1) / 2
     return judged

@@ -1,6 +1,6 @@
 """Predictions on labelled pairs -> the report: how good the model is, how sure that is, and where it is biased."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
@@ -68,12 +68,12 @@ def evaluate(
         inside = decided["subset"] == subset
         part = decided.where(inside)
         subsets[subset] = report_group(part, by_words[inside], PromptBootstrap(part["prompt_key"], resamples, seed))
-    return EvaluationReport(
+    report = EvaluationReport(
         command=options.command,
         origin=predictions.origin,
         seed=seed,
         resamples=resamples,
-        summary=summarise(unedited),
+        summary={},
         overall=report_group(decided, by_words, bootstrap),
         subsets=subsets,
         ties=report_ties(unedited, resamples, seed),
@@ -88,13 +88,42 @@ def evaluate(
             score_reward_bench(decided["subset"], decided.verdicts.right, bootstrap) if format == REWARD_BENCH else None
         ),
     )
+    return replace(report, summary=summarise(unedited, report))
 
 
-def summarise(unedited: Predictions) -> dict:
-    """Return the metrics of the pairs whose label names a winner, and how many rows are not among them."""
-    metrics = compute_metrics(unedited.where(unedited.is_decided).verdicts)
-    counts = {"labelled_ties": int(unedited.is_labelled_tie.sum()), "skipped": dict(unedited.origin.skipped)}
-    return asdict(metrics) | counts
+def summarise(unedited: Predictions, report: EvaluationReport) -> dict:
+    """Return the metrics of the pairs whose label names a winner, and the first numbers of each part of a report.
+
+    Args:
+        unedited: The predictions.
+        report: On them.
+    """
+    overall, fit, difference = report.overall, report.temperature_fit, report.difference
+    summary = asdict(compute_metrics(unedited.where(unedited.is_decided).verdicts))
+    summary |= {
+        "accuracy_interval": [overall.accuracy.low, overall.accuracy.high],
+        "longer_wins": overall.longer_wins.value,
+        "bag_of_words": overall.bag_of_words.value,
+        "nll": report.calibration.nll.value,
+        "ece": report.calibration.ece.value,
+        "labelled_ties": int(unedited.is_labelled_tie.sum()),
+        "skipped": dict(unedited.origin.skipped),
+    }
+    if report.reward_bench_2:
+        scores = {"score": report.reward_bench_2.score, **report.reward_bench_2.subsets}
+        summary["reward_bench_2"] = {name: score.value for name, score in scores.items()}
+    if report.reward_bench:
+        scores = {"score": report.reward_bench.score, **report.reward_bench.sections}
+        summary["reward_bench"] = {name: score.value for name, score in scores.items()}
+    if report.distraction:
+        summary["flip_rates"] = {edit.edit: edit.flip_rate.value for edit in report.distraction}
+    if fit:
+        change = fit.nll_change and asdict(fit.nll_change)
+        found = {name: getattr(fit, name) for name in ("temperature", "order_offset", "reason", "is_not_worse")}
+        summary["temperature_fit"] = found | {"nll_change": change}
+    if difference:
+        summary["difference"] = {"model": difference.model, **asdict(difference.accuracy_difference)}
+    return summary
 
 
 def report_group(decided: Predictions, by_words: np.ndarray, bootstrap: PromptBootstrap) -> GroupReport:

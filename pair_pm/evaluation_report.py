@@ -316,7 +316,7 @@ class EvaluationReport:
         origin: Model, data set and versions.
         seed: Of the bootstrap, the split and the folds.
         resamples: Of the bootstrap.
-        summary: The numbers that a run without a report prints, see `pair_pm.metrics.Metrics`, and `skipped`.
+        summary: What a run prints: the numbers of `pair_pm.metrics.Metrics` and the first ones of each part.
         reward_bench_2: The benchmark's own scores, None for other data; comes first when shown.
         reward_bench: The same.
         overall: All pairs whose label names a winner.

@@ -216,3 +216,16 @@ def test_report_of_the_file_is_the_report_of_the_run(tmp_path):
     )
     write_predictions(tmp_path / "p.parquet", table)
     assert evaluate(read_predictions(tmp_path / "p.parquet"), options) == evaluate(table, options)
+
+
+def test_summary_names_the_first_numbers_of_each_part():
+    predictions = judge(*[(0.9, 0.8), (0.7, 0.6), (0.2, 0.4), (0.8, 0.8)] * 5)
+    report = evaluate(predictions, dataclasses.replace(FEW, fit_temperature=True), predictions)
+    summary, overall = report.summary, report.overall
+    assert summary["accuracy"] == overall.accuracy.value == 0.75
+    assert summary["accuracy_interval"] == [overall.accuracy.low, overall.accuracy.high]
+    assert summary["position_consistency"] == overall.position.consistency.value
+    assert summary["order_bias"] == pytest.approx(overall.position.order_bias.value)
+    assert summary["temperature_fit"]["temperature"] == report.temperature_fit.temperature
+    assert summary["difference"]["value"] == 0.0
+    assert summary["skipped"] == {}

@@ -31,7 +31,6 @@ class StandIn:
 
     def __init__(self, odds=1.0):
         self.recipe = Recipe()
-        self.engine = None
         self._odds = odds
 
     def compare_many(self, items):
