@@ -86,7 +86,7 @@ def main(argv: list[str] | None = None) -> int:
         margin_columns=arguments.margin_columns,
         tokenizer=arguments.tokenizer,
         max_length=arguments.max_length,
-        decontaminate_against=tuple(arguments.decontaminate_against),
+        decontaminate_against=tuple(dict.fromkeys(arguments.decontaminate_against)),
         keep_rows=arguments.rejects is not None,
     )
     try:
