@@ -15,6 +15,7 @@ from pair_pm.labelled_pairs import LabelledPairs
 from pair_pm.prediction_run import predict
 from pair_pm.predictions import Origin, Predictions, write_predictions
 from pair_pm.recipe import CARD_NAME, installed_versions
+from pair_pm.result_journal import ResultJournal
 from pair_pm.scoring import PairScorer
 from pair_pm.temperature_fit import save_fit
 from pair_pm.tokens import PromptEncoder
@@ -74,7 +75,7 @@ class ReportFolder:
         """Return the report that this very command finished, None where there is something to do.
 
         Raises:
-            OutputExistsError: there is one that may not be replaced.
+            OutputExistsError: there is one that may not be replaced, or another process is writing one.
             UnwritableError: the folder cannot be made.
         """
         if self.path is None:
@@ -85,8 +86,9 @@ class ReportFolder:
         except OSError as error:
             raise UnwritableError(f"{self.path}: {error.strerror}; a folder that can be written is required") from error
         if self.overwrite:
-            for name in (PREDICTIONS, OTHER_PREDICTIONS):
-                self.name_journal(name).unlink(missing_ok=True)
+            for journal in self._list_journals():
+                with ResultJournal(journal, anew=True):
+                    pass
             return None
         if not report.exists():
             return None
@@ -109,8 +111,12 @@ class ReportFolder:
         if other is not None:
             write_predictions(self.path / OTHER_PREDICTIONS, other)
         write_report(self.path / REPORT, report)
-        for name in (PREDICTIONS, OTHER_PREDICTIONS):
-            self.name_journal(name).unlink(missing_ok=True)
+        for journal in self._list_journals():
+            journal.unlink()
+
+    def _list_journals(self) -> list[Path]:
+        journals = [self.name_journal(table) for table in (PREDICTIONS, OTHER_PREDICTIONS)]
+        return [journal for journal in journals if journal.exists()]
 
 
 def predict_with(

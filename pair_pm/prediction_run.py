@@ -116,7 +116,7 @@ def _compare(scorer: PairScorer, comparands: Sequence[Comparand], done: int = 0)
 def _compare_into(
     path: Path, identity: Mapping, scorer: PairScorer, comparands: Sequence[Comparand], *, resume: bool
 ) -> list[dict]:
-    if path.exists() and not resume:
+    if not resume and path.exists() and path.stat().st_size:
         raise OutputExistsError(
             f"{path}: left by an interrupted run; --resume is required to go on, --overwrite to start anew"
         )

@@ -165,4 +165,10 @@ def read_predictions(path: Path) -> Predictions:
         found = f"lacks {', '.join(missing)}" if missing else "does not say in its metadata where it comes from"
         raise DataError(f"{path}: {found}; {required}")
     columns = {name: table[name].to_numpy(zero_copy_only=False) for name in COLUMNS}
+    for name in ("log_odds_first_in_a", "log_odds_first_in_b", "label_mass", "prob_chosen"):
+        defective = np.flatnonzero(~np.isfinite(columns[name]))
+        if defective.size:
+            raise DataError(
+                f"{path}:{defective[0] + 1}: {name} is {columns[name][defective[0]]}; a finite number is required"
+            )
     return Predictions(columns, Origin(**metadata))

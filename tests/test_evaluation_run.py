@@ -148,7 +148,9 @@ def test_what_is_there_is_not_replaced_unless_asked_to(capsys, models, data, tmp
     assert (code, out) == (1, "")
     assert "is there already" in err
     assert run(capsys, *command, "--seed", 1, "--resume")[0] == 1  # another command than the one that is finished
+    (tmp_path / ".predictions.parquet.part").write_text("what another run left")
     assert run(capsys, *command, "--seed", 1, "--overwrite")[0] == 0
+    assert {path.name for path in tmp_path.iterdir()} == FILES
     assert read_report(tmp_path)["seed"] == 1
 
 

@@ -73,6 +73,15 @@ def test_what_is_no_table_of_predictions_is_refused_in_one_line(tmp_path):
         read_predictions(tmp_path / "other.parquet")
 
 
+@pytest.mark.parametrize("name", ["log_odds_first_in_b", "label_mass"])
+def test_number_in_a_file_that_is_not_finite_is_an_error_that_names_the_row(tmp_path, labelled, name):
+    table = predict(make_scorer(RuleEngine(like_length)), labelled, Origin())
+    table[name][2] = np.nan
+    write_predictions(tmp_path / "p.parquet", table)
+    with pytest.raises(DataError, match=rf"p\.parquet:3: {name} is nan"):
+        read_predictions(tmp_path / "p.parquet")
+
+
 def test_completions_of_one_prompt_are_pairs_of_one_group():
     question, texts = ({"role": "user", "content": "Q"},), ["right", "wrong one", "wrong two"]
     pairs = [

@@ -18,7 +18,6 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent.relative_to(ROOT)
 RUN = HERE / "run"
-SPLITS = ("preferences", "heldout")
 REQUIRED_ACCURACY = 0.95
 REQUIRED_CONSISTENCY = 0.95
 
@@ -43,29 +42,6 @@ def show_table(training_log: str) -> str:
     return "\n".join(lines[start : end + 1])
 
 
-def score_bag_of_words() -> float:
-    """Return the held-out accuracy of a logistic regression on word counts of the two responses.
-
-    It sees no question, so it can learn what a rude or empty answer sounds like, but not what is off topic.
-    """
-    import numpy as np
-    from sklearn.feature_extraction.text import CountVectorizer
-    from sklearn.linear_model import LogisticRegression
-
-    from pair_pm.labelled_source import read_labelled_pairs
-
-    train, test = (read_labelled_pairs(str(ROOT / HERE / "data" / f"{name}.jsonl")).pairs for name in SPLITS)
-    counter = CountVectorizer().fit([text for pair in train for text in (pair.first, pair.second)])
-    difference = [
-        (counter.transform([p.first for p in pairs]) - counter.transform([p.second for p in pairs])).toarray()
-        for pairs in (train, test)
-    ]
-    # Each pair both ways round, so that there is a class to tell from.
-    model = LogisticRegression(fit_intercept=False, max_iter=1000)
-    model.fit(np.vstack([difference[0], -difference[0]]), np.repeat([1, 0], len(train)))
-    return float((difference[1] @ model.coef_[0] > 0).mean())
-
-
 def main() -> int:
     """Run the demo and return 0 where the model reached what it must."""
     os.environ.setdefault("AXOLOTL_DO_NOT_TRACK", "1")
@@ -76,7 +52,8 @@ def main() -> int:
     print(run(f"python process_pair_data.py {data}"))
     print(run(f"python prepare_model.py --model {HERE}/base_model --output {RUN}/prepared"))
     print(show_table(run("torchrun --nproc_per_node 1 -m axolotl.cli.train config/tiny-cpu.yml")))
-    metrics = json.loads(run(f"python evaluate_pair_rm.py --model {RUN}/model --dataset {HERE}/data/heldout.jsonl"))
+    evaluation = f"--dataset {HERE}/data/heldout.jsonl --output {RUN}/report --perturb --fit-temperature"
+    summary = json.loads(run(f"python evaluate_pair_rm.py --model {RUN}/model {evaluation}"))
     row = json.loads((ROOT / HERE / "data" / "heldout.jsonl").read_text(encoding="utf-8").splitlines()[0])
     pair = {"messages": row["chosen"][:-1], "response_a": row["chosen"][-1]["content"],
             "response_b": row["rejected"][-1]["content"]}  # fmt: skip
@@ -84,16 +61,17 @@ def main() -> int:
     verdict = run(f"python serve_pair_rm.py compare --model {RUN}/model --input {RUN}/pair.json")
 
     print(f"\nOne comparison in full\n{json.dumps(pair, indent=2)}\n{verdict}")
-    return report(metrics)
+    return show_result(summary)
 
 
-def report(metrics: dict) -> int:
-    """Print the result beside what it must reach."""
-    accuracy, consistency = metrics["accuracy"], metrics["position_consistency"]
-    print(f"Result on {metrics['pairs']} pairs whose conversations were never trained on")
+def show_result(summary: dict) -> int:
+    """Print the result beside what it must reach, and where the whole report lies."""
+    accuracy, consistency = summary["accuracy"], summary["position_consistency"]
+    print(f"Result on {summary['pairs']} pairs whose conversations were never trained on")
     print(f"  accuracy                                {accuracy:.3f}  (required: {REQUIRED_ACCURACY})")
     print(f"  verdicts that survive the swap          {consistency:.3f}  (required: {REQUIRED_CONSISTENCY})")
-    print(f"  accuracy of a bag-of-words regression   {score_bag_of_words():.3f}")
+    print(f"  accuracy of a bag-of-words regression   {summary['bag_of_words']:.3f}")
+    print(f"The report with all numbers: {RUN}/report")
     print("This shows that the machinery works; it says nothing about the quality of a model on real preferences.")
     if accuracy < REQUIRED_ACCURACY or consistency < REQUIRED_CONSISTENCY:
         print("FAILED: the model misses what is required.", file=sys.stderr)
