@@ -27,7 +27,7 @@ class Estimate:
         low: Lower end of the interval, by a bootstrap that draws prompts; None where one prompt is all there is.
         high: Upper end.
         rows: How many rows it is of.
-        reason: Why a value or an interval is None.
+        reason: Why a value or an interval is None, or what is to be known of the interval.
     """
 
     value: float | None
