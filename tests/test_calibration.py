@@ -8,11 +8,13 @@ import pytest
 from conftest import make_small_tokenizer
 from simulated import make_predictions
 from sklearn.calibration import calibration_curve
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import brier_score_loss, log_loss
 
 from pair_pm.calibration import calibrate, compute_debiased_error, compute_ece, cut_into_bins
 from pair_pm.errors import ConfigError
 from pair_pm.intervals import PromptBootstrap
+from pair_pm.metrics import Verdicts
 from pair_pm.predictions import Origin
 from pair_pm.recipe import Recipe, read_recipe, write_recipe
 from pair_pm.temperature_fit import draw_fitting_part, fit_and_judge, fit_order_offset, fit_temperature, save_fit
@@ -49,6 +51,21 @@ def test_perfectly_calibrated_model_has_no_calibration_error():
 def test_planted_temperature_is_found_within_2_percent(planted):
     predictions = simulate(100_000, planted)
     assert fit_temperature(predictions.log_odds(), predictions["prob_chosen"]) == pytest.approx(planted, rel=0.02)
+
+
+def test_temperature_is_that_of_an_unpenalised_regression():
+    log_odds = simulate(5000, 1.6, seed=4).log_odds()
+    signs = np.where(np.arange(5000) % 2, -1, 1)  # two classes: every other pair with the sides exchanged
+    model = LogisticRegression(C=np.inf, fit_intercept=False, tol=1e-10).fit(log_odds[:, :1] * signs[:, None], signs)
+    assert fit_temperature(log_odds, np.ones(5000)) == pytest.approx(1 / model.coef_[0, 0], rel=1e-3)
+
+
+def test_order_offset_is_where_single_orders_are_likeliest_whatever_the_votes():
+    draw = np.random.default_rng(3)
+    log_odds, votes = draw.normal(0.4, 2, (800, 2)), draw.random(800)
+    offsets = np.linspace(-1, 2, 3001)
+    losses = [Verdicts((log_odds - offset) / 1.3, np.ones(800), votes).single_order_losses.mean() for offset in offsets]
+    assert fit_order_offset(log_odds, 1.3) == pytest.approx(offsets[np.argmin(losses)], abs=0.001)
 
 
 def test_planted_order_offset_is_found_in_log_odds_before_temperature():

@@ -48,6 +48,20 @@ def test_comparer_that_always_says_a_is_seen_through(tmp_path):
     assert position.prob_a.value == 1.0
 
 
+def test_comparer_of_lengths_is_no_better_than_the_longer_wins_anywhere(tmp_path):
+    draw = np.random.default_rng(0)
+    rows = [
+        make_row(f"Q{n}", "g" * int(draw.integers(1, 9)), "b" * int(draw.integers(1, 9)), subset="xyz"[n % 3])
+        for n in range(90)
+    ]
+    labelled = read_labelled_pairs(write_lines(tmp_path / "x.jsonl", *rows))
+    report = evaluate(predict(make_scorer(RuleEngine(lambda a, b: len(a) - len(b))), labelled, Origin()), FEW)
+    for group in (report.overall, *report.subsets.values()):
+        assert 0 < group.accuracy.value < 1
+        assert group.accuracy == group.longer_wins
+        assert group.position.consistency.value == 1.0
+
+
 def test_groups_by_hand():
     report = evaluate(
         judge(
