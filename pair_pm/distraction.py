@@ -71,10 +71,12 @@ def report_distraction(predictions: Predictions, resamples: int, seed: int) -> l
         return []
     original = predictions.where((predictions["edit"] == "") & predictions.is_decided)
     place_of = {key: place for place, key in enumerate(original["pair_key"])}
+    # An edit can make a response shorter: then a pair may have been too long without it.
+    has_original = np.array([key in place_of for key in predictions["pair_key"]])
     before = original.verdicts
     reports = []
     for name, edit in EDITS.items():
-        edited = predictions.where(predictions["edit"] == name)
+        edited = predictions.where((predictions["edit"] == name) & has_original)
         places = np.array([place_of[key] for key in edited["pair_key"]], dtype=int)
         after = edited.verdicts
         was_right = before.right[places] == 1

@@ -17,7 +17,7 @@ from pair_pm.evaluation_report import Estimate
 RESAMPLES = 1000
 FEW_PROMPTS = 20  # a bootstrap of fewer is too narrow: of 6 it holds the truth 85 times of 100
 _PERCENTILES = (2.5, 97.5)
-_CELLS_A_BLOCK = 5_000_000  # resamples times prompts that are drawn at once: 40 MB
+_CELLS_A_BLOCK = 5_000_000  # resamples times rows that are drawn at once: 40 MB
 NO_ROWS = "no row to take it from"
 
 
@@ -54,7 +54,7 @@ class PromptBootstrap:
     def draw(self) -> Iterator[np.ndarray]:
         """Yield how often each prompt is drawn, in blocks of shape (some resamples, prompts)."""
         random_numbers, prompts = np.random.default_rng(self._seed), self.prompts
-        a_block = max(1, _CELLS_A_BLOCK // max(prompts, 1))
+        a_block = max(1, _CELLS_A_BLOCK // max(len(self._codes), 1))
         for start in range(0, self.resamples if prompts else 0, a_block):
             rows = min(a_block, self.resamples - start)
             places = random_numbers.integers(0, prompts, (rows, prompts)) + np.arange(rows)[:, None] * prompts

@@ -165,9 +165,10 @@ def test_flips_are_counted_among_the_verdicts_that_were_right():
     table = judge(
         *[(0.9, 0.9), (0.9, 0.9), (0.2, 0.2), (0.9, 0.9)],  # three right
         *[(0.4, 0.4), (0.8, 0.8), (0.1, 0.1)],  # with the colon: one flipped, one not, one as wrong as before
-        edit=[""] * 4 + ["colon"] * 3,
-        pair_key=["a", "b", "c", "d", "a", "b", "c"],
-        prompt_key=["a", "b", "c", "d", "a", "b", "c"],
+        (0.1, 0.1),  # too long without it
+        edit=[""] * 4 + ["colon"] * 4,
+        pair_key=[*"abcdabce"],
+        prompt_key=[*"abcdabce"],
     )
     *others, colon = evaluate(table, FEW).distraction
     assert {(other.right, other.flip_rate.value, other.flip_rate.reason) for other in others} == {(0, None, NO_ROWS)}

@@ -91,3 +91,14 @@ def test_same_seed_gives_the_same_interval_in_any_order_of_the_rows():
     )
     assert (one.low, one.high) == pytest.approx((same.low, same.high))
     assert (one.low, one.high) != (other.low, other.high)
+
+
+def test_intervals_do_not_depend_on_how_many_resamples_are_drawn_at_once(monkeypatch):
+    whole = PromptBootstrap(PROMPTS, 100).sum(RIGHT[:, None])
+    monkeypatch.setattr("pair_pm.intervals._CELLS_A_BLOCK", 7 * 300)
+    parts = PromptBootstrap(PROMPTS, 100)
+    assert max(len(drawn) for drawn in parts.draw()) == 7
+    assert np.array_equal(parts.sum(RIGHT[:, None]), whole)
+    found = parts.estimate_auc(RIGHT, PROMPTS < "p3")
+    monkeypatch.undo()
+    assert found == PromptBootstrap(PROMPTS, 100).estimate_auc(RIGHT, PROMPTS < "p3")
