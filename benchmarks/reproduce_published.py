@@ -61,7 +61,7 @@ def find_deviations(scores: Mapping[str, float | None]) -> list[str]:
     lines = []
     for section, published in PUBLISHED.items():
         score = scores[section]
-        if score is None or round(abs(score - published), 6) > TOLERANCE:
+        if score is None or abs(score - published) > TOLERANCE:
             found = "no row" if score is None else f"{score:.2f}"
             lines.append(f"{section}: {found}; {published} was published, within {TOLERANCE} of it is required")
     return lines

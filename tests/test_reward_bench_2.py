@@ -133,6 +133,14 @@ def test_strengths_are_those_of_the_round_robin_though_the_model_likes_a_slot(tm
     assert rated.strengths == pytest.approx(ranking.strengths, abs=1e-6)
 
 
+def test_completions_that_the_model_finds_equally_good_share_the_row(tmp_path):
+    rows = [make_completions(0, "Math", ["fair"], ["poor", "fair ", "bad"]),
+            make_completions(1, "Math", ["fair"], ["bad", "fair ", " fair"])]  # fmt: skip
+    for slot_bias in (0.0, 0.7):
+        report = score_reward_bench_2(judge(tmp_path, rows, slot_bias), resamples=0, seed=0)
+        assert report.subsets["Math"].value == pytest.approx((1 / 2 + 1 / 3) / 2)
+
+
 def test_all_subsets_and_their_mean_by_hand(tmp_path):
     predictions = judge(tmp_path, ROWS)
     report = score_reward_bench_2(predictions, resamples=200, seed=0)
