@@ -60,7 +60,14 @@ def _check(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> No
 def evaluate(arguments: argparse.Namespace, command: str) -> int:
     """Evaluate, write the files, and print the summary as one JSON object."""
     from pair_pm.evaluation import EvaluationOptions
-    from pair_pm.evaluation_run import OTHER_PREDICTIONS, ReportFolder, check_savable, predict_with, report_and_save
+    from pair_pm.evaluation_run import (
+        OTHER_PREDICTIONS,
+        PAGE,
+        ReportFolder,
+        check_savable,
+        predict_with,
+        report_and_save,
+    )
     from pair_pm.labelled_source import read_labelled_pairs
     from pair_pm.predictions import read_predictions
 
@@ -86,6 +93,8 @@ def evaluate(arguments: argparse.Namespace, command: str) -> int:
     options = EvaluationOptions(command, arguments.seed, arguments.resamples, arguments.fit_temperature)
     report, problem = report_and_save(predictions, options, folder, other, save_into)
     print(json.dumps(report.summary, indent=2))
+    if output is not None:
+        print(f"report: {output / PAGE}", file=sys.stderr)
     if problem:
         print(problem, file=sys.stderr)
     return 1 if problem else 0

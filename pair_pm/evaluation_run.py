@@ -15,12 +15,18 @@ from pair_pm.labelled_pairs import LabelledPairs
 from pair_pm.prediction_run import predict
 from pair_pm.predictions import Origin, Predictions, write_predictions
 from pair_pm.recipe import CARD_NAME, installed_versions
+from pair_pm.report_document import to_markdown
+from pair_pm.report_page import to_page
+from pair_pm.report_plots import draw_plots
+from pair_pm.report_tables import make_document
 from pair_pm.result_journal import ResultJournal
+from pair_pm.row_writers import written_whole
 from pair_pm.scoring import PairScorer
 from pair_pm.temperature_fit import save_fit
 from pair_pm.tokens import PromptEncoder
 
 PREDICTIONS, OTHER_PREDICTIONS, REPORT = "predictions.parquet", "against.parquet", "report.json"
+TABLES, PAGE = "report.md", "report.html"
 
 
 @dataclass(frozen=True)
@@ -110,6 +116,10 @@ class ReportFolder:
         write_predictions(self.path / PREDICTIONS, predictions)
         if other is not None:
             write_predictions(self.path / OTHER_PREDICTIONS, other)
+        document = make_document(report)
+        for name, text in ((TABLES, to_markdown(document)), (PAGE, to_page(document, draw_plots(report, predictions)))):
+            with written_whole(self.path / name) as fresh:
+                fresh.write_text(text, "utf-8")
         write_report(self.path / REPORT, report)
         for journal in self._list_journals():
             journal.unlink()

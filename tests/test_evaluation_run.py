@@ -16,7 +16,7 @@ from pair_pm.recipe import CARD_NAME, Recipe, read_recipe, write_recipe
 from pair_pm.scoring import PairScorer
 from pair_pm.tokens import PromptEncoder
 
-FILES = {"report.json", "predictions.parquet"}
+FILES = {"report.json", "report.md", "report.html", "predictions.parquet"}
 
 
 @pytest.fixture(scope="module", autouse=True)
