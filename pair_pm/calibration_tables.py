@@ -54,7 +54,10 @@ def show_temperature(report: EvaluationReport, notes: Notes) -> Iterator[Section
         ]
         header = ["", "temperature", "order offset, log-odds"]
         parts.append(Table("What was fitted, and what it does to the other prompts", header, rows, notes.take()))
-        parts.append("A change below 0 is an improvement. The offset is used only where a single order is scored.")
+        parts.append(
+            "A change below 0 is an improvement; the loss is against the votes where rows carry them. The offset is "
+            "used only where a single order is scored."
+        )
         parts.append(f"Saved to {clean(fit.saved_to)}." if fit.saved_to else "Not saved to the model's card.")
     yield Section("Temperature", parts)
 

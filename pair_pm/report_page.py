@@ -47,7 +47,7 @@ caption { text-align: left; font-weight: 600; padding-bottom: .4rem; }
 th, td { padding: .25rem .8rem .25rem 0; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line);
   overflow-wrap: anywhere; }
 thead th { vertical-align: bottom; color: var(--soft); font-weight: 600; overflow-wrap: normal; }
-tbody th { font-weight: 400; min-width: 7rem; }
+tbody th { font-weight: 400; min-width: 9.5rem; }
 .number { text-align: right; white-space: nowrap; }
 thead .number { white-space: normal; }
 .interval { color: var(--soft); }

@@ -34,6 +34,7 @@ _STYLE = {
 _MOST_SUBSETS = 40
 _MOST_MARKS = 2000
 _WIDTH = 7.2  # inches
+_MODEL, _BIN = "model, with 95% interval", "bin, with 95% interval"
 
 
 def draw_plots(report: EvaluationReport, predictions: Predictions) -> dict[str, str]:
@@ -74,12 +75,11 @@ def _make_axes(height: float, columns: int = 1, width: float = _WIDTH):
     return figure, axes
 
 
-def _add_legend(figure, axes) -> None:
-    """Put the legend above the plot, where it hides nothing; what is drawn of the model comes first."""
-    handles, labels = axes.get_legend_handles_labels()
-    is_first = [label.startswith(("model", "right", "bin")) for label in labels]
-    order = sorted(range(len(labels)), key=lambda place: not is_first[place])
-    figure.legend([handles[n] for n in order], [labels[n] for n in order], loc="outside upper center", ncols=len(order))
+def _add_legend(figure, axes, *labels: str) -> None:
+    """Put the legend above the plot, where it hides nothing, in the order of these labels."""
+    handle_of = {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    shown = [label for label in labels if label in handle_of]
+    figure.legend([handle_of[label] for label in shown], shown, loc="outside upper center", ncols=len(shown))
 
 
 def _errors(estimates: Sequence[Estimate]) -> np.ndarray:
@@ -101,7 +101,7 @@ def draw_accuracy(report: EvaluationReport, _: Predictions):
     places = np.arange(len(groups))[::-1]
     accuracies = [group.accuracy for _, group in groups]
     axes.errorbar(_percents(accuracies), places, xerr=_errors(accuracies), fmt="o", color=_BLUE, capsize=3, zorder=3,
-                  label="model, with 95% interval")  # fmt: skip
+                  label=_MODEL)  # fmt: skip
     # A little above and below, so that equal numbers do not hide each other.
     baselines = (("longer_wins", ">", "longer wins", 0.2), ("bag_of_words", "s", "bag of words", -0.2))
     for baseline, mark, label, shift in baselines:
@@ -113,7 +113,7 @@ def draw_accuracy(report: EvaluationReport, _: Predictions):
     axes.set_xlim(-2, 102)
     axes.set_xlabel("accuracy (% of pairs)")
     axes.set_ylabel("subset (pairs)")
-    _add_legend(figure, axes)
+    _add_legend(figure, axes, _MODEL, "longer wins", "bag of words")
     if len(shown) < len(subsets):
         axes.set_title(f"the {len(shown)} largest of {len(subsets)} subsets", fontsize=10)
     return figure
@@ -141,13 +141,13 @@ def draw_reliability(report: EvaluationReport, _: Predictions):
         axes.plot([50, 100], [50, 100], color=_INK, linestyle="--", linewidth=1, label="calibrated")
         confidences = [100 * each.confidence for each in bins]
         axes.errorbar(confidences, _percents(accuracies), yerr=_errors(accuracies), fmt=mark, color=colour,
-                      markersize=5, capsize=2, label="bin, with 95% interval")  # fmt: skip
+                      markersize=5, capsize=2, label=_BIN)  # fmt: skip
         axes.set_title(title, fontsize=10)
         axes.set_xlim(49, 101)
         axes.set_ylim(-3, 103)
         axes.set_xlabel("confidence in the verdict (%)")
     drawn[0].set_ylabel("right verdicts (% of pairs)")
-    _add_legend(figure, drawn[0])
+    _add_legend(figure, drawn[0], _BIN, "calibrated")
     return figure
 
 
@@ -188,7 +188,7 @@ def draw_orders(report: EvaluationReport, unedited: Predictions):
     axes.set_ylabel("probability of the better response in slot B (%)")
     if len(shown) < rows:
         axes.set_title(f"{len(shown):,} of {rows:,} pairs, drawn at random", fontsize=10)
-    _add_legend(figure, axes)
+    _add_legend(figure, axes, *axes.get_legend_handles_labels()[1])
     return figure
 
 
@@ -198,7 +198,7 @@ def draw_length(report: EvaluationReport, _: Predictions):
     accuracies, places = [bucket.accuracy for bucket in buckets], np.arange(len(buckets))
     figure, [axes] = _make_axes(3.9)
     axes.errorbar(places, _percents(accuracies), yerr=_errors(accuracies), fmt="o-", color=_BLUE, linewidth=1,
-                  capsize=3, label="model, with 95% interval")  # fmt: skip
+                  capsize=3, label=_MODEL)  # fmt: skip
     longer = [50 if bucket.difference == 0 else 100 * (bucket.difference > 0) for bucket in buckets]
     axes.step(places, longer, where="mid", color=_ORANGE, linestyle="--", linewidth=1.2, label="longer wins")
     axes.axhline(50, color=_INK, linestyle=":", linewidth=1)
@@ -209,7 +209,7 @@ def draw_length(report: EvaluationReport, _: Predictions):
     axes.set_ylim(-4, 104)
     axes.set_xlabel("length of the better response less the other's (characters)")
     axes.set_ylabel("accuracy (% of pairs)")
-    _add_legend(figure, axes)
+    _add_legend(figure, axes, _MODEL, "longer wins")
     return figure
 
 
@@ -233,7 +233,7 @@ def draw_probabilities(report: EvaluationReport, unedited: Predictions):
     axes.set_xlim(0, 100)
     axes.set_xlabel("probability of the better response, both orders averaged (%)")
     axes.set_ylabel("pairs (count)")
-    _add_legend(figure, axes)
+    _add_legend(figure, axes, "right", "wrong", "labelled a tie")
     return figure
 
 

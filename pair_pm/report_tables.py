@@ -87,7 +87,7 @@ def _show_glance(report: EvaluationReport, notes: Notes) -> Iterator[Section]:
         ["probability of A and B together", notes.percent(report.off_format.label_mass), "the rest: other answers"],
     ]  # fmt: skip
     notes.take()  # they stand below the tables that follow
-    yield Section("At a glance", [Table("The whole of it", ["", "value", "read it as"], rows)])
+    yield Section("At a glance", [Table("The main numbers", ["", "value", "read it as"], rows)])
 
 
 def _groups(report: EvaluationReport) -> list[tuple[str, GroupReport]]:
@@ -152,7 +152,7 @@ def _show_length(report: EvaluationReport, notes: Notes) -> Iterator[Section]:
         ["verdicts for the longer response", notes.percent(length.prefers_longer), count(length.prefers_longer.rows)],
         ["labels for the longer response", notes.percent(length.longer_is_better), count(length.longer_is_better.rows)],
     ]
-    parts: list = [Table("Length", ["", "share", "pairs"], shares, notes.take())]
+    parts: list = [Table("Verdicts and lengths", ["", "share", "pairs"], shares, notes.take())]
     rows = [
         [
             f"{_signed(bucket.low)} to {_signed(bucket.high)}",

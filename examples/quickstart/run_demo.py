@@ -65,18 +65,22 @@ def main() -> int:
 
 
 def show_result(summary: dict) -> int:
-    """Print the result beside what it must reach, and where the whole report lies."""
+    """Print the report's main numbers, where the whole of it lies, and what the model must reach."""
     accuracy, consistency = summary["accuracy"], summary["position_consistency"]
-    print(f"Result on {summary['pairs']} pairs whose conversations were never trained on")
-    print(f"  accuracy                                {accuracy:.3f}  (required: {REQUIRED_ACCURACY})")
-    print(f"  verdicts that survive the swap          {consistency:.3f}  (required: {REQUIRED_CONSISTENCY})")
-    print(f"  accuracy of a bag-of-words regression   {summary['bag_of_words']:.3f}")
-    print(f"The report with all numbers: {RUN}/report")
+    print(cut_summary((ROOT / RUN / "report" / "report.md").read_text(encoding="utf-8")))
+    print(f"The report, with plots: {RUN}/report/report.html")
+    print(f"Required: accuracy {REQUIRED_ACCURACY} (found {accuracy:.3f}), "
+          f"verdicts that survive the swap {REQUIRED_CONSISTENCY} (found {consistency:.3f})")  # fmt: skip
     print("This shows that the machinery works; it says nothing about the quality of a model on real preferences.")
     if accuracy < REQUIRED_ACCURACY or consistency < REQUIRED_CONSISTENCY:
         print("FAILED: the model misses what is required.", file=sys.stderr)
         return 1
     return 0
+
+
+def cut_summary(report: str) -> str:
+    """Return a report in Markdown down to the end of its section "At a glance"."""
+    return report[: report.index("\n## ", report.index("## At a glance"))].rstrip() + "\n"
 
 
 if __name__ == "__main__":
