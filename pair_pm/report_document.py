@@ -12,6 +12,7 @@ from pair_pm.evaluation_report import Estimate
 
 MISSING = "–"
 _NUMBER = re.compile(rf"[-−+]?\d|{MISSING}$")
+_INTEGER = re.compile(r"\b\d+\b")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]+")
 # What Markdown, or a browser that shows it, would take for markup; an underscore inside a word is none.
 _MARKUP = re.compile(r"[\\|`*<>~]|(?<!\w)_|_(?!\w)|(?<=\])(?=[(\[])")
@@ -102,9 +103,17 @@ class Notes:
         return f"{write(estimate.value)}{unit}{interval}"
 
     def take(self) -> list[str]:
-        """Return the reasons so far as sentences, and forget them."""
-        reasons, self.reasons = [f"{reason.rstrip('.')}." for reason in self.reasons], {}
-        return reasons
+        """Return the reasons so far as sentences, those that differ in a number as one, and forget them."""
+        numbers: dict[str, list[int]] = {}
+        for reason in self.reasons:
+            found = _INTEGER.search(reason)
+            template = reason[: found.start()] + "{}" + reason[found.end() :] if found else reason
+            numbers.setdefault(template.rstrip("."), []).append(int(found[0]) if found else 0)
+        self.reasons = {}
+        return [
+            template.replace("{}", " to ".join(map(str, sorted({min(values), max(values)})))) + "."
+            for template, values in numbers.items()
+        ]
 
 
 def count(things: int) -> str:

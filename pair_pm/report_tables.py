@@ -10,7 +10,6 @@ from pair_pm.report_document import Document, Figure, Notes, Section, Table, cle
 
 ALL_PAIRS = "all pairs"
 _LISTED = 10
-_FEW_PROMPTS = 20
 
 
 def make_document(report: EvaluationReport) -> Document:
@@ -22,7 +21,6 @@ def make_document(report: EvaluationReport) -> Document:
     lead.append(
         "Brackets hold 95% intervals, by a bootstrap that draws prompts. Every pair is compared in both orders, and "
         "the two probabilities are averaged."
-        + (f" So few prompts as {overall.prompts} give rough ones." if 0 < overall.prompts < _FEW_PROMPTS else "")
     )
     makers = (
         *(show_reward_bench_2, show_reward_bench, _show_glance, _show_accuracy, _show_position, show_calibration),

@@ -46,7 +46,7 @@ def test_numbers_of_the_report_stand_in_its_tables():
     assert position[5].startswith("+0.33 [")
     assert "3 pairs of 3 prompts whose label names a winner." in text
     assert "50.0 points less than preferring the longer response (100.0%): nothing here shows" in text
-    assert "So few prompts as 3 give rough ones." in text
+    assert "Of 3 prompts only: the interval holds the truth less often than" in text
 
 
 def test_estimates_are_written_with_their_intervals_and_reasons():
@@ -57,6 +57,9 @@ def test_estimates_are_written_with_their_intervals_and_reasons():
     assert notes.number(Estimate(None, reason="no row")) == "–"
     assert notes.take() == ["One prompt.", "– no row."]
     assert notes.take() == []
+    for prompts in (5, 3, 4):
+        notes.percent(Estimate(0.5, 0.4, 0.6, 9, f"of {prompts} prompts only: so rough"))
+    assert notes.take() == ["Of 3 to 5 prompts only: so rough."]
 
 
 def test_what_was_not_asked_for_is_left_out_with_a_sentence():
@@ -115,7 +118,7 @@ def test_scores_of_benchmarks_come_first():
 
 
 def test_text_from_data_is_no_markup_anywhere():
-    hostile = "a|b $y$ <script>x</script> [link](http://x) `c` & **d**\n# e\x00"
+    hostile = "a|b $y$ <script>x</script> [link](http://x) `c` & **d**\n# \x00e"
     text, plots = show([[2, -2], [-1, 1], [1, 1]] * 5, subset=hostile, origin=Origin(hostile, dataset=hostile))
     assert "<script>" not in text.replace("\\<", "")
     assert len(row_of(text.replace("\\|", "/"), "a/b")) == 8
