@@ -23,7 +23,7 @@ def show_calibration(report: EvaluationReport, notes: Notes) -> Iterator[Section
             _tabulate_calibration(columns, notes),
             f"{report.calibration.bins}.",
             Figure("probabilities", "Probabilities of the better response", "Plain bars, right of one half, are right "
-                   "verdicts; hatched ones wrong."),
+                   "verdicts; hatched ones wrong; the line, where there is one, labelled ties."),
         ]  # fmt: skip
     yield Section(
         "Calibration", parts or ["No pair has a label that names a winner: there is nothing to hold against."]

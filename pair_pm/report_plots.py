@@ -199,7 +199,7 @@ def draw_length(report: EvaluationReport, _: Predictions):
     figure, [axes] = _make_axes(3.9)
     axes.errorbar(places, _percents(accuracies), yerr=_errors(accuracies), fmt="o-", color=_BLUE, linewidth=1,
                   capsize=3, label=_MODEL)  # fmt: skip
-    longer = [50 if bucket.difference == 0 else 100 * (bucket.difference > 0) for bucket in buckets]
+    longer = [50 if bucket.low <= 0 <= bucket.high else 100 * (bucket.low > 0) for bucket in buckets]
     axes.step(places, longer, where="mid", color=_ORANGE, linestyle="--", linewidth=1.2, label="longer wins")
     axes.axhline(50, color=_INK, linestyle=":", linewidth=1)
     names = [

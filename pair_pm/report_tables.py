@@ -195,7 +195,7 @@ def _show_distraction(report: EvaluationReport, notes: Notes) -> Iterator[Sectio
             count(edit.right),
             count(edit.flipped),
             notes.percent(edit.flip_rate),
-            notes.signed(edit.shift),
+            notes.signed(edit.shift, 3),
         ]
         for edit in report.distraction
     ]
