@@ -60,7 +60,7 @@ svg text { font-family: system-ui, "Segoe UI", "Helvetica Neue", Arial, "DejaVu 
 tr { break-inside: avoid; }
 @media print { :root { --ink: #000; --soft: #333; --faint: #999; --line: #bbb; --paper: #fff; --blue: #0067a3;
   --orange: #c04f00; } nav { display: none; } body { padding: 0; font-size: 11pt; }
-  .table { overflow: visible; } table { font-size: 7.5pt; } td, th { padding-right: .4rem; } }
+  .table { overflow: visible; } table { font-size: 7pt; } td, th { padding-right: .3rem; } tbody th { min-width: 0; } }
 """
 
 

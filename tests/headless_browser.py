@@ -39,7 +39,7 @@ class Page:
 
     def open(self, path: Path) -> "Page":
         """Open a file and wait until all of it has loaded."""
-        self._call("Emulation.setDeviceMetricsOverride", width=1100, height=800, deviceScaleFactor=1, mobile=False)
+        self.resize(1100)
         self._call("Page.navigate", url=Path(path).resolve().as_uri())
         while not self._is_loaded:
             self._note(self._read())
@@ -53,6 +53,14 @@ class Page:
     def prefer(self, scheme: str) -> None:
         """Make the reader prefer "light" or "dark" pages."""
         self._call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+
+    def resize(self, width: int) -> None:
+        """Make the window so many pixels wide."""
+        self._call("Emulation.setDeviceMetricsOverride", width=width, height=800, deviceScaleFactor=1, mobile=False)
+
+    def print(self) -> None:
+        """Show the page as it would be printed."""
+        self._call("Emulation.setEmulatedMedia", media="print")
 
     def photograph(self, selector: str):
         """Return what the first element of a selector looks like, as an array of shape (height, width, 3)."""

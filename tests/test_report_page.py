@@ -82,10 +82,14 @@ def test_plots_say_what_they_show_and_in_which_units(open_page, page_file):
     assert set(headings[1:]) == {"H2"}
 
 
-def test_page_stays_within_a_narrow_window(open_page, page_file):
+def test_page_stays_within_a_narrow_window_and_its_tables_within_a_sheet_of_paper(open_page, page_file):
     page = open_page(page_file)
-    page._call("Emulation.setDeviceMetricsOverride", width=390, height=800, deviceScaleFactor=1, mobile=False)
+    page.resize(390)
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    page.resize(718)  # A4 without margins of a centimetre
+    page.print()
+    ends = page.evaluate("[...document.querySelectorAll('table')].map(t => t.getBoundingClientRect().right)")
+    assert max(ends) <= 718
 
 
 def test_browser_would_tell_of_an_error_and_of_a_request(open_page, tmp_path):
