@@ -11,6 +11,8 @@ from simulated import make_row, write_lines
 from tiny_models import save_tiny_checkpoint
 
 import evaluate_pair_rm
+from pair_pm.errors import ConfigError
+from pair_pm.evaluation_run import Judge, check_savable
 from pair_pm.predictions import read_predictions
 from pair_pm.recipe import CARD_NAME, Recipe, read_recipe, write_recipe
 from pair_pm.scoring import PairScorer
@@ -207,6 +209,23 @@ def test_model_without_a_card_is_refused_before_anything_is_compared(capsys, mod
     code, out, err = run(capsys, "--model", model, "--dataset", data, "--fit-temperature", "--save")
     assert (code, out) == (1, "")
     assert "no pair_pm.json" in err
+
+
+def test_card_is_the_adapters_where_it_has_one(tmp_path):
+    def choose(adapter: str | None) -> Judge:
+        return Judge(str(tmp_path / "model"), adapter and str(tmp_path / adapter), "native", {}, load=None)
+
+    for name in ("model", "with_card", "without_card"):
+        (tmp_path / name).mkdir()
+    for name in ("model", "with_card"):
+        write_recipe(tmp_path / name, PromptEncoder(make_small_tokenizer()), Recipe())
+    assert choose("with_card").find_card() == tmp_path / "with_card" / CARD_NAME
+    assert choose("without_card").find_card() == choose(None).find_card() == tmp_path / "model" / CARD_NAME
+    check_savable(choose("without_card"))
+    (tmp_path / "model" / CARD_NAME).unlink()
+    assert choose(None).read_card_digest() is None
+    with pytest.raises(ConfigError, match=r"no pair_pm\.json in a folder on this machine"):
+        check_savable(choose("without_card"))
 
 
 @pytest.mark.parametrize(
