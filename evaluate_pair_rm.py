@@ -10,7 +10,7 @@ import json
 import sys
 from pathlib import Path
 
-from pair_pm.command_line import add_model_arguments, describe_model, load_scorer, quieten_libraries
+from pair_pm.command_line import add_model_arguments, identify_model, load_scorer, quieten_libraries
 from pair_pm.errors import PairPMError
 
 
@@ -114,7 +114,7 @@ def choose_judge(arguments: argparse.Namespace):
         name=arguments.model,
         adapter=arguments.adapter,
         profile=arguments.profile,
-        described=describe_model(arguments),
+        described=identify_model(arguments),
         load=lambda: load_scorer(arguments),
     )
 
