@@ -40,7 +40,7 @@ def show_temperature(report: EvaluationReport, notes: Notes) -> Iterator[Section
         f"Fitted on {count(fit.fitted_on)} pairs, judged on the {count(fit.judged_on)} pairs of the other prompts."
     ]
     if fit.temperature is None:
-        parts.append(f"No temperature was found: {fit.reason}.")
+        parts.append(f"No temperature was found; {fit.reason}.")
     else:
         rows = [
             ["in use", f"{report.origin.temperature:.3f}", f"{report.origin.order_offset:.3f}".replace("-", "−")],
