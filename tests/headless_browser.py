@@ -1,6 +1,7 @@
 """A real headless Chromium that opens a page, driven by its own debugging protocol through two pipes."""
 
 import base64
+import fcntl
 import io
 import json
 import os
@@ -117,9 +118,9 @@ def open_browser(profile: Path) -> Iterator:
     answers, say = os.pipe()
 
     def number_pipes() -> None:  # the protocol is spoken on 3 and 4
-        low, high = (os.dup(end) for end in (theirs, say))
-        os.dup2(low, 3)
-        os.dup2(high, 4)
+        high = [fcntl.fcntl(end, fcntl.F_DUPFD, 10) for end in (theirs, say)]  # out of the way first
+        for number, end in enumerate(high, 3):
+            os.dup2(end, number)
 
     browser = subprocess.Popen(
         [program, *FLAGS, f"--user-data-dir={profile}", "about:blank"],

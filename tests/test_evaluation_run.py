@@ -1,6 +1,7 @@
 """`evaluate_pair_rm.py` with a model of a few thousand parameters: files, resuming, saving, two models."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -84,6 +85,8 @@ def test_predictions_make_the_same_report_without_the_model(capsys, models, data
     code, out, _ = run(capsys, "--from-predictions", made / "predictions.parquet", "--against",
         made / "against.parquet", "--output", tmp_path / "again", *options)  # fmt: skip
     assert code == 0
+    pages = [(folder / "report.html").read_text("utf-8") for folder in (made, tmp_path / "again")]
+    assert len({re.sub('<tr><th scope="row">command.*', "", page) for page in pages}) == 1
     one, again = read_report(made), read_report(tmp_path / "again")
     assert one.pop("command") != again.pop("command")
     assert one == again
