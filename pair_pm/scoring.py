@@ -434,6 +434,8 @@ def _find_recipe(names: Sequence[str], encoder: PromptEncoder, find_file) -> Rec
     for name in names:
         path = find_file(name, CARD_NAME)
         if path is not None:
-            return read_recipe(path, encoder)
+            recipe = read_recipe(path, encoder)
+            # What the base gave the probes says nothing of the adapter on it.
+            return recipe if name == names[0] else replace(recipe, probe_logprobs=None)
     logger.warning("%s: no %s, so nothing says how it was trained; labels were found by probing", names[0], CARD_NAME)
     return Recipe()

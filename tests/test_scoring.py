@@ -506,6 +506,17 @@ def test_adapter_scores_as_the_model_merged_by_hand(checkpoint, encoder, tmp_pat
     assert abs(plain.compare(*PAIRS[0]).prob_first - found.compare(*PAIRS[0]).prob_first) > 1e-3
 
 
+def test_what_the_bases_card_says_of_its_weights_is_not_said_of_an_adapter(checkpoint, encoder, tmp_path):
+    base = shutil.copytree(checkpoint, tmp_path / "base")
+    probes = ((-1.0, -2.0), (-3.0, -0.5))
+    write_recipe(base, encoder, Recipe(sequence_len=321, probe_logprobs=probes))
+    config = peft.LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights=False)
+    peft.get_peft_model(make_tiny_model(), config).save_pretrained(tmp_path / "adapter")
+    assert PairScorer.from_pretrained(str(base)).recipe.probe_logprobs == probes
+    recipe = PairScorer.from_pretrained(str(base), adapter=str(tmp_path / "adapter")).recipe
+    assert (recipe.sequence_len, recipe.probe_logprobs) == (321, None)
+
+
 def test_adapter_brings_its_own_card(checkpoint, encoder, tmp_path):
     config = peft.LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights=False)
     peft.get_peft_model(make_tiny_model(), config).save_pretrained(tmp_path / "adapter")
