@@ -32,7 +32,7 @@ COMPLETION_TOKENS = 24
 HELD_OUT = 200
 SPOILING_STEPS = 150
 
-sys.path[:0] = [str(ROOT), str(QUICKSTART)]
+sys.path[:1] = [str(ROOT), str(QUICKSTART)]  # not this folder, whose vllm.py TRL would take for the package
 
 from base_model import pretrain  # noqa: E402
 

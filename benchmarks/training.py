@@ -28,6 +28,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path[0] = str(ROOT)  # not this folder, whose vllm.py TRL would take for the package
 ROWS, LENGTH = 4, 512
 LABEL_IDS = (235280, 235305)
 WAYS = ("stock", "trl", "ours")

@@ -135,9 +135,9 @@ def make_bodies(model: Path, scorer, input: Path) -> list[bytes]:
 
 def read_items(input: Path) -> list[tuple]:
     """Return conversation and responses of the pairs of a file."""
-    from pair_pm.evaluation import read_labelled_pairs
+    from pair_pm.labelled_source import read_labelled_pairs
 
-    return [(pair.messages, pair.chosen, pair.rejected) for pair in read_labelled_pairs(str(input)).pairs]
+    return [(pair.messages, pair.first, pair.second) for pair in read_labelled_pairs(str(input)).pairs]
 
 
 def compare_clients(model: Path, url: str, folder: Path, pairs: int, repeats: int) -> dict[str, float]:

@@ -85,7 +85,8 @@ def test_every_make_target_exists_and_is_explained_by_help():
 def test_every_file_of_the_repository_that_it_names_exists():
     named = re.findall(r"\b((?:config|deepspeed_configs|benchmarks|examples|pair_pm|tests)/[\w./-]+\.\w+)", README)
     assert named
-    assert [name for name in named if not (ROOT / name).exists()] == []
+    made_by_the_demo = "examples/quickstart/run/"
+    assert [n for n in named if not n.startswith(made_by_the_demo) and not (ROOT / n).exists()] == []
 
 
 def test_the_file_tree_names_every_module_config_and_script():

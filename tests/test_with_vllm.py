@@ -20,7 +20,7 @@ import serve_pair_rm
 from pair_pm import PairScorer
 from pair_pm.engines.vllm_server import API_KEY_VARIABLE
 from pair_pm.errors import EngineError, PromptTooLongError
-from pair_pm.evaluation import read_labelled_pairs
+from pair_pm.labelled_source import read_labelled_pairs
 from pair_pm.recipe import CARD_NAME, read_recipe, write_recipe
 
 PYTHON = os.environ.get("PAIR_PM_VLLM_PYTHON")
@@ -54,7 +54,7 @@ def servers(tmp_path_factory):
 @pytest.fixture(scope="module")
 def items():
     pairs = read_labelled_pairs(str(HELD_OUT)).pairs
-    return [(pair.messages, pair.chosen, pair.rejected) for pair in pairs]
+    return [(pair.messages, pair.first, pair.second) for pair in pairs]
 
 
 @pytest.fixture(scope="module")
@@ -189,6 +189,6 @@ def test_score_with_a_server_killed_in_the_middle_loses_no_row_and_repeats_none(
     assert [row["chosen"] for row in rows] == [json.loads(line)["chosen"] for line in lines]
     scorer = PairScorer.from_pretrained(str(MODEL))
     pairs = read_labelled_pairs(str(tmp_path / "pairs.jsonl")).pairs
-    expected = scorer.compare_many([(pair.messages, pair.chosen, pair.rejected) for pair in pairs])
+    expected = scorer.compare_many([(pair.messages, pair.first, pair.second) for pair in pairs])
     differences = np.array([row["log_odds_of_a"] for row in rows]) - [verdict.log_odds_of_a for verdict in expected]
     assert np.abs(differences).max() < TOLERANCE
