@@ -9,6 +9,7 @@ from functools import cached_property
 import numpy as np
 
 from pair_pm.scoring import TIE_TOLERANCE
+from pair_pm.strengths import sigmoid
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Verdicts:
     @cached_property
     def prob_first_in_each(self) -> np.ndarray:
         """P(the first response wins) in each order, shape (rows, 2)."""
-        return _sigmoid(self.log_odds * [1, -1])
+        return sigmoid(self.log_odds * [1, -1])
 
     @cached_property
     def prob_first(self) -> np.ndarray:
@@ -123,10 +124,6 @@ def compute_metrics(verdicts: Verdicts) -> Metrics:
 def _worth(prob_first: np.ndarray) -> np.ndarray:
     distance = prob_first - 0.5
     return np.where(np.abs(distance) <= TIE_TOLERANCE, 0.5, (distance > 0).astype(float))
-
-
-def _sigmoid(log_odds: np.ndarray) -> np.ndarray:
-    return 0.5 * (1 + np.tanh(0.5 * log_odds))  # does not overflow
 
 
 def _log_mean_sigmoid(log_odds: np.ndarray) -> np.ndarray:

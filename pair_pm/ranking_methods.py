@@ -17,7 +17,7 @@ from itertools import combinations, permutations
 import numpy as np
 
 from pair_pm.errors import ConfigError
-from pair_pm.strengths import Fit, Pair, clip_shares, fit
+from pair_pm.strengths import Fit, Pair, clip_shares, fit, sigmoid
 
 Round = list[Pair]
 Rounds = Generator[Round, Sequence[float], None]
@@ -140,7 +140,7 @@ class _Record:
         """Return how far verdicts and fit lie apart, as a multiple of what tosses of a coin would give."""
         first, second = np.array(self.pairs).T
         log_odds = estimate.strengths[first] - estimate.strengths[second] + estimate.slot_offset
-        expected, curvature = 0.5 * (1 + np.tanh(0.5 * log_odds)), _curve(log_odds)
+        expected, curvature = sigmoid(log_odds), _curve(log_odds)
         degrees = len(self.pairs) - (self.n - 1) - (not self.in_both_orders)
         return float(((clip_shares(self.shares) - expected) ** 2 / curvature).sum()) / max(degrees, 1)
 

@@ -26,6 +26,7 @@ from pair_pm.errors import (
 from pair_pm.preference import RowProblem, check_answered
 from pair_pm.prompt import neutralise, render_context, render_prompt
 from pair_pm.recipe import CARD_NAME, Recipe, read_recipe
+from pair_pm.strengths import sigmoid
 from pair_pm.tokens import PromptEncoder, refuse_forgeable_text
 
 if TYPE_CHECKING:
@@ -378,11 +379,11 @@ def _judge_order(
     logprobs: np.ndarray, prompt_tokens: int, temperature: float, order_offset: float = 0.0
 ) -> OrderedComparison:
     log_odds_of_a = (float(logprobs[0] - logprobs[1]) - order_offset) / temperature
-    return OrderedComparison(_sigmoid(log_odds_of_a), log_odds_of_a, float(np.exp(logprobs).sum()), prompt_tokens)
+    return OrderedComparison(float(sigmoid(log_odds_of_a)), log_odds_of_a, float(np.exp(logprobs).sum()), prompt_tokens)
 
 
 def _merge_orders(first_in_a: OrderedComparison, first_in_b: OrderedComparison) -> Comparison:
-    in_a, in_b = first_in_a.prob_a, _sigmoid(-first_in_b.log_odds_of_a)
+    in_a, in_b = first_in_a.prob_a, float(sigmoid(-first_in_b.log_odds_of_a))
     prob_first = (in_a + in_b) / 2
     return Comparison(
         prob_first_in_a=in_a,
@@ -410,10 +411,6 @@ def _raise_first(results: list) -> list:
         if isinstance(result, PairPMError):
             raise result
     return results
-
-
-def _sigmoid(log_odds: float) -> float:
-    return float(0.5 * (1 + np.tanh(0.5 * log_odds)))  # does not overflow
 
 
 def _name_winner(prob_first: float) -> str:

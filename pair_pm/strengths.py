@@ -71,7 +71,7 @@ def fit(
     if start is not None:
         solution[:n] = start
     for _ in range(_MOST_STEPS):
-        expected = _sigmoid(solution[first] - solution[second] + solution[n])
+        expected = sigmoid(solution[first] - solution[second] + solution[n])
         surplus = weights * (shares - expected)
         gradient = np.append(np.bincount(first, surplus, n) - np.bincount(second, surplus, n), surplus.sum())
         precision = _assemble_precision(n, first, second, weights * expected * (1 - expected))
@@ -86,7 +86,7 @@ def fit(
 
 def remove_slot_offset(n: int, pairs: Sequence[Pair], shares: np.ndarray) -> np.ndarray:
     """Return the shares of verdicts in one order as they would be if the model did not prefer a slot."""
-    return clip_shares(_sigmoid(np.log(shares / (1 - shares)) - fit(n, pairs, shares).slot_offset))
+    return clip_shares(sigmoid(np.log(shares / (1 - shares)) - fit(n, pairs, shares).slot_offset))
 
 
 def fit_strengths(n: int, pairs: Sequence[Pair], shares: np.ndarray) -> np.ndarray:
@@ -191,5 +191,6 @@ def _assemble_precision(n: int, first: np.ndarray, second: np.ndarray, curvature
     return precision + _LEAST_CURVATURE * np.eye(n + 1)
 
 
-def _sigmoid(log_odds: np.ndarray) -> np.ndarray:
+def sigmoid(log_odds: np.ndarray) -> np.ndarray:
+    """Return the probabilities of log-odds."""
     return 0.5 * (1 + np.tanh(0.5 * log_odds))  # does not overflow

@@ -202,3 +202,13 @@ def plugin_log():
     yield records
     logger.removeHandler(handler)
     logger.setLevel(level)
+
+
+@pytest.fixture(scope="module")
+def no_progress_bars():
+    """Turn off what a script turns off before it imports the libraries: here other tests have imported them."""
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    yield
+    transformers.utils.logging.enable_progress_bar()

@@ -6,7 +6,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-import transformers
 from conftest import make_small_tokenizer
 from simulated import make_row, write_lines
 from tiny_models import save_tiny_checkpoint
@@ -22,11 +21,7 @@ from pair_pm.tokens import PromptEncoder
 FILES = {"report.json", "report.md", "report.html", "predictions.parquet"}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def no_progress_bars():
-    transformers.utils.logging.disable_progress_bar()
-    yield
-    transformers.utils.logging.enable_progress_bar()
+pytestmark = pytest.mark.usefixtures("no_progress_bars")
 
 
 @pytest.fixture(scope="module")

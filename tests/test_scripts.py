@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import transformers
 from conftest import ROOT, make_small_tokenizer
 from tiny_models import save_tiny_checkpoint
 
@@ -23,13 +22,7 @@ SCRIPTS = ("process_pair_data", "prepare_model", "serve_pair_rm", "evaluate_pair
 QUESTION = ["--prompt", "What is 2 + 2?"]
 RESPONSES = ["--response-a", "4.", "--response-b", "Who knows."]
 
-
-@pytest.fixture(scope="module", autouse=True)
-def no_progress_bars():
-    """Turn off what a script turns off before it imports the libraries: here other tests have imported them."""
-    transformers.utils.logging.disable_progress_bar()
-    yield
-    transformers.utils.logging.enable_progress_bar()
+pytestmark = pytest.mark.usefixtures("no_progress_bars")
 
 
 @pytest.fixture(scope="module")
