@@ -6,7 +6,7 @@ from itertools import chain
 import pytest
 from conftest import make_small_tokenizer
 from test_score_file import read_lines, write_lines
-from test_scripts import assert_fails, no_progress_bars, run_main  # noqa: F401
+from test_scripts import assert_fails, run_main
 from tiny_models import save_tiny_checkpoint
 
 import serve_pair_rm
@@ -17,6 +17,8 @@ from pair_pm.ranking import rank_many
 from pair_pm.recipe import Recipe, write_recipe
 from pair_pm.resumable_output import FileRun, complete_file
 from pair_pm.tokens import PromptEncoder
+
+pytestmark = pytest.mark.usefixtures("no_progress_bars")
 
 ROWS = [
     {"id": str(number), "prompt": f"Question {number}?", "responses": [f"{word} {number}" for word in words.split()]}

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from conftest import ROOT, make_small_tokenizer
-from test_scripts import assert_fails, no_progress_bars, run_main  # noqa: F401
+from test_scripts import assert_fails, run_main
 from tiny_models import save_tiny_checkpoint
 from workshop import Workshop, losses, make_tokenizer, score
 
@@ -24,6 +24,8 @@ from pair_pm.recipe import Recipe, write_recipe
 from pair_pm.result_journal import ResultJournal
 from pair_pm.score_file import ROWS_A_BLOCK
 from pair_pm.tokens import PromptEncoder
+
+pytestmark = pytest.mark.usefixtures("no_progress_bars")
 
 ROWS = [
     {"id": "a", "prompt": "What is 2 + 2?", "response_a": "4.", "response_b": "Who knows."},
