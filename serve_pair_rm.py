@@ -1,13 +1,17 @@
-"""Use a trained preference model: compare two responses, all pairs of a file, or the candidates of each row of one.
+"""Use a trained preference model: compare two responses, all pairs of a file, the candidates of each row of one, or
+serve it over HTTP.
 
     python serve_pair_rm.py compare --model outputs/gemma-2b-it --prompt "What is 2 + 2?" \\
         --response-a "4." --response-b "Who knows."
     python serve_pair_rm.py score --model outputs/gemma-2b-it --input data/unlabelled.jsonl --output data/scored.jsonl
     python serve_pair_rm.py rank --model outputs/gemma-2b-it --input data/samples.jsonl --output data/ranked.jsonl
+    python serve_pair_rm.py serve --model outputs/gemma-2b-it
 """
 
 import argparse
 import json
+import logging
+import math
 import shlex
 import sys
 from dataclasses import asdict
@@ -41,8 +45,13 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add_model_arguments(rank)
     _add_file_arguments(rank, "a conversation and a list of responses", required=False)
     _add_rank_arguments(rank)
+    serve = commands.add_parser("serve", help="comparisons, rankings and rewards over HTTP, and a page to try them")
+    add_model_arguments(serve)
+    _add_serve_arguments(serve)
     arguments = parser.parse_args(argv)
-    {"compare": _check_compare, "score": _check_score, "rank": _check_rank}[arguments.command](parser, arguments)
+    {"compare": _check_compare, "score": _check_score, "rank": _check_rank}.get(
+        arguments.command, lambda parser, arguments: None
+    )(parser, arguments)
     return arguments
 
 
@@ -74,6 +83,55 @@ def _add_rank_arguments(parser: argparse.ArgumentParser) -> None:
         help="with --as-preferences: drop pairs whose strengths differ by less (default: 0)")  # fmt: skip
     add("--max-length-ratio", type=float, metavar="R",
         help="with --as-preferences: drop pairs with one response over R times as long as the other")  # fmt: skip
+
+
+def _add_serve_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--host", default="127.0.0.1", help="address to listen on; others than this machine's own need an API key "
+        "(default: 127.0.0.1)")  # fmt: skip
+    add("--port", type=int, default=8000, help="0 for any that is free (default: 8000)")
+    add("--api-key-file", metavar="FILE", help="its first line is the key that requests must carry as a bearer's "
+        "(default: PAIR_PM_API_KEY of the environment, if set)")  # fmt: skip
+    add("--allow-origin", action="append", default=[], metavar="ORIGIN",
+        help="web pages of this origin may ask, as https://host; may be repeated (default: none)")  # fmt: skip
+    add("--model-name", help="what answers call the model (default: the last part of --model)")
+    add("--policy-template", metavar="NAME_OR_PATH",
+        help="tokenizer of the policy whose rendered prompts /get_reward takes: a folder or a hub name")  # fmt: skip
+    add("--batch-window-ms", type=_at_least_zero, default=3.0, metavar="MS",
+        help="how long the first request after a pause waits for others to be scored with (default: 3)")  # fmt: skip
+    add("--request-timeout-s", type=_above_zero, default=60.0, metavar="S", help="until an answer (default: 60)")
+    add("--body-timeout-s", type=_above_zero, default=30.0, metavar="S",
+        help="until a request's body is there (default: 30)")  # fmt: skip
+    add("--drain-timeout-s", type=_above_zero, default=30.0, metavar="S",
+        help="after SIGTERM, for requests that were taken (default: 30)")  # fmt: skip
+    for flag, default, help in (
+        ("--max-requests", 256, "under way at once; more are told to come back"),
+        ("--max-body-bytes", 4 * 2**20, "of a request"),
+        ("--max-responses", 64, "to one conversation"),
+        ("--max-messages", 256, "of one conversation"),
+        ("--max-pairs", 1024, "of one batch, and groups of one request for rewards"),
+        ("--max-request-tokens", 2**20, "that one request may feed, all its prompts together"),
+    ):
+        add(flag, type=_count, default=default, metavar="N", help=f"{help} (default: {default})")
+    add("--log-prompts", action="store_true", help="let the log show what requests say")
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a number from 1")
+    return value
+
+
+def _above_zero(text: str) -> float:
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not a finite number above 0")
+    return value
+
+
+def _at_least_zero(text: str) -> float:
+    return 0.0 if float(text) == 0 else _above_zero(text)
 
 
 def _confidence(text: str) -> float:
@@ -151,6 +209,39 @@ def rank(arguments: argparse.Namespace) -> None:
         print(to_json(row).decode(), end="", flush=True)
 
 
+def serve(arguments: argparse.Namespace) -> None:
+    """Serve the model until a signal."""
+    from pair_pm.serving.app import create_app
+    from pair_pm.serving.server import is_local_address, open_socket, read_api_key, run
+    from pair_pm.serving.settings import Limits, Settings
+
+    key = read_api_key(arguments.api_key_file)
+    listener = open_socket(arguments.host, arguments.port, bool(key))
+    settings = Settings(
+        model_name=arguments.model_name or Path(arguments.model).name,
+        api_key=key,
+        allowed_origins=tuple(arguments.allow_origin),
+        batch_window_s=arguments.batch_window_ms / 1000,
+        log_prompts=arguments.log_prompts,
+        limits=Limits(
+            body_bytes=arguments.max_body_bytes,
+            responses=arguments.max_responses,
+            messages=arguments.max_messages,
+            pairs=arguments.max_pairs,
+            request_tokens=arguments.max_request_tokens,
+            requests=arguments.max_requests,
+            request_timeout_s=arguments.request_timeout_s,
+            body_timeout_s=arguments.body_timeout_s,
+        ),
+    )
+    app = create_app(load_scorer(arguments), settings, is_local=is_local_address(arguments.host))
+    logging.getLogger("pair_pm.serving").setLevel(logging.INFO)
+    host = f"[{arguments.host}]" if ":" in arguments.host else arguments.host
+    address = f"http://{host}:{listener.getsockname()[1]}"
+    print(f"{settings.model_name} at {address}: a page to try it, and the API at {address}/docs", file=sys.stderr)
+    run(app, listener, arguments.drain_timeout_s)
+
+
 def _complete(arguments: argparse.Namespace, task, options: dict) -> None:
     from pair_pm.resumable_output import FileRun, complete_file
 
@@ -179,7 +270,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parse_arguments(argv)
     quieten_libraries()
     try:
-        {"compare": compare, "score": score, "rank": rank}[arguments.command](arguments)
+        {"compare": compare, "score": score, "rank": rank, "serve": serve}[arguments.command](arguments)
     except (PairPMError, OSError) as error:
         print(error, file=sys.stderr)
         return 1

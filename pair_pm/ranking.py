@@ -21,8 +21,7 @@ from pair_pm.strengths import (
 
 METHODS = ("round_robin", "circular", "chordal", "swiss", "budget")
 ORDERS = ("one", "both")
-# A candidate's, where no budget is given.
-_COMPARISONS = 3
+COMPARISONS_A_RESPONSE = 3  # where no budget is given
 
 Group = tuple[object, Sequence[str]]  # a conversation, or its one user message, and the responses to it
 
@@ -175,7 +174,7 @@ def _start_rounds(method: str, n: int, seed: int, budget: int | None, in_both_or
         "swiss": ranking_methods.swiss,
         "budget": ranking_methods.most_informative,
     }[method]
-    calls = _COMPARISONS * n * (2 if in_both_orders else 1) if budget is None else budget
+    calls = COMPARISONS_A_RESPONSE * n * (2 if in_both_orders else 1) if budget is None else budget
     return start(n, seed, calls, in_both_orders)
 
 

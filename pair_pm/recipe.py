@@ -87,9 +87,9 @@ def installed_versions() -> dict[str, str]:
     return versions
 
 
-def write_recipe(folder: Path, encoder: PromptEncoder, recipe: Recipe) -> Path:
-    """Write the card of the model in `folder`, whole or not at all, and return its path."""
-    card = {
+def make_card(encoder: PromptEncoder, recipe: Recipe) -> dict[str, dict]:
+    """Return what a card says, by kind of field: checked, used, informative."""
+    return {
         "checked": describe_encoder(encoder),
         "used": {
             "sequence_len": recipe.sequence_len,
@@ -103,6 +103,11 @@ def write_recipe(folder: Path, encoder: PromptEncoder, recipe: Recipe) -> Path:
             "training": dict(recipe.training),
         },
     }
+
+
+def write_recipe(folder: Path, encoder: PromptEncoder, recipe: Recipe) -> Path:
+    """Write the card of the model in `folder`, whole or not at all, and return its path."""
+    card = make_card(encoder, recipe)
     path = Path(folder) / CARD_NAME
     fresh = path.with_name(f".{CARD_NAME}.{os.getpid()}")
     try:

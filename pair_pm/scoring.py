@@ -91,9 +91,14 @@ class OrderedComparison:
 
 
 @dataclass(frozen=True)
-class _Prompt:
+class EncodedPrompt:
+    """A comparison in one order, as text and as the ids to feed."""
+
     text: str
     ids: list[int]
+
+
+EncodedPair = tuple[EncodedPrompt, EncodedPrompt]  # the first response in slot A, and in slot B
 
 
 class PairScorer:
@@ -189,7 +194,7 @@ class PairScorer:
 
     def compare_many(self, items: Sequence[Item]) -> list[Comparison]:
         """Return the comparisons of several (messages, first, second), scored together; errors as `compare`."""
-        return self._compare(_raise_first(self._encode_both_orders(items)))
+        return self._compare(_raise_first(self.encode_each(items)))
 
     def compare_each(self, items: Sequence[Item]) -> list[Comparison | InputError]:
         """Return for each (messages, first, second) its comparison, or the error that keeps it from having one.
@@ -197,7 +202,7 @@ class PairScorer:
         Raises:
             CheckpointError: the model gives no finite number.
         """
-        results: list = self._encode_both_orders(items)
+        results: list = self.encode_each(items)
         usable = [index for index, result in enumerate(results) if not isinstance(result, PairPMError)]
         for index, comparison in zip(usable, self._compare_each([results[index] for index in usable]), strict=True):
             results[index] = comparison
@@ -210,7 +215,7 @@ class PairScorer:
         slot A has too many is taken off; where both orders are averaged, that cancels of itself.
         """
         prompts = _raise_first(self._encode([render_both_orders(*item)[0] for item in items]))
-        return self._judge(prompts, self.recipe.order_offset)
+        return self._judge(prompts, self._ask(prompts), self.recipe.order_offset)
 
     def fits(self, messages: str | Sequence[Message], first: str, second: str) -> bool:
         """Return whether a comparison is within the model's positions and the length it was trained with.
@@ -218,10 +223,33 @@ class PairScorer:
         Raises:
             DataError: the conversation or a response cannot be rendered.
         """
-        [encoded] = self._encode_both_orders([(messages, first, second)])
+        [encoded] = self.encode_each([(messages, first, second)])
         if isinstance(encoded, PairPMError) and not isinstance(encoded, PromptTooLongError):
             raise encoded
         return not isinstance(encoded, PromptTooLongError)
+
+    def encode_each(self, items: Sequence[Item]) -> list[EncodedPair | InputError]:
+        """Return for each (messages, first, second) its prompts, or the error that keeps it from having them."""
+        results: list = [_render_or_problem(item) for item in items]
+        rendered = [index for index, result in enumerate(results) if not isinstance(result, PairPMError)]
+        encoded = self._encode([prompt for index in rendered for prompt in results[index]])
+        for index, one, other in zip(rendered, encoded[::2], encoded[1::2], strict=True):
+            problem = next((prompt for prompt in (one, other) if isinstance(prompt, PairPMError)), None)
+            results[index] = problem or (one, other)
+        return results
+
+    def judge_pairs(self, pairs: Sequence[EncodedPair], logprobs: np.ndarray) -> list[Comparison]:
+        """Return the comparisons that an engine's answer to encoded pairs makes.
+
+        Args:
+            pairs: Of `encode_each`.
+            logprobs: Natural-log probabilities of "A" and "B", shape (2 * pairs, 2), both orders of a pair together.
+
+        Raises:
+            CheckpointError: one of them is no finite number.
+        """
+        orders = self._judge([prompt for pair in pairs for prompt in pair], logprobs)
+        return [_merge_orders(*pair) for pair in zip(orders[::2], orders[1::2], strict=True)]
 
     def rank(
         self,
@@ -249,11 +277,10 @@ class PairScorer:
 
         return best_of_n(self, messages, responses, method, seed, **options)
 
-    def _compare(self, pairs: Sequence[tuple[_Prompt, _Prompt]]) -> list[Comparison]:
-        orders = self._judge([prompt for pair in pairs for prompt in pair])
-        return [_merge_orders(*pair) for pair in zip(orders[::2], orders[1::2], strict=True)]
+    def _compare(self, pairs: Sequence[EncodedPair]) -> list[Comparison]:
+        return self.judge_pairs(pairs, self._ask([prompt for pair in pairs for prompt in pair]))
 
-    def _compare_each(self, pairs: Sequence[tuple[_Prompt, _Prompt]]) -> list[Comparison | PromptTooLongError]:
+    def _compare_each(self, pairs: Sequence[EncodedPair]) -> list[Comparison | PromptTooLongError]:
         """Return the comparisons, with the error in the place of a pair that the engine's memory does not hold."""
         try:
             return self._compare(pairs)
@@ -263,10 +290,12 @@ class PairScorer:
             middle = len(pairs) // 2
             return self._compare_each(pairs[:middle]) + self._compare_each(pairs[middle:])
 
-    def _judge(self, prompts: Sequence[_Prompt], order_offset: float = 0.0) -> list[OrderedComparison]:
-        if not prompts:
-            return []
-        logprobs = self.engine.label_logprobs([prompt.ids for prompt in prompts])
+    def _ask(self, prompts: Sequence[EncodedPrompt]) -> np.ndarray:
+        return self.engine.label_logprobs([prompt.ids for prompt in prompts]) if prompts else np.empty((0, 2))
+
+    def _judge(
+        self, prompts: Sequence[EncodedPrompt], logprobs: np.ndarray, order_offset: float = 0.0
+    ) -> list[OrderedComparison]:
         _check_finite(logprobs, prompts)
         orders = [
             _judge_order(labels, len(prompt.ids), self.recipe.temperature, order_offset)
@@ -275,16 +304,7 @@ class PairScorer:
         self._warn_of_label_mass(orders)
         return orders
 
-    def _encode_both_orders(self, items: Sequence[Item]) -> list[tuple[_Prompt, _Prompt] | InputError]:
-        results: list = [_render_or_problem(item) for item in items]
-        rendered = [index for index, result in enumerate(results) if not isinstance(result, PairPMError)]
-        encoded = self._encode([prompt for index in rendered for prompt in results[index]])
-        for index, one, other in zip(rendered, encoded[::2], encoded[1::2], strict=True):
-            problem = next((prompt for prompt in (one, other) if isinstance(prompt, PairPMError)), None)
-            results[index] = problem or (one, other)
-        return results
-
-    def _encode(self, texts: Sequence[str]) -> list[_Prompt | PromptTooLongError | LabelTokenError]:
+    def _encode(self, texts: Sequence[str]) -> list[EncodedPrompt | PromptTooLongError | LabelTokenError]:
         try:
             encoded = self.encoder.encode(texts)
         except LabelTokenError as error:  # of one of them
@@ -292,7 +312,8 @@ class PairScorer:
                 return [error]
             return [result for text in texts for result in self._encode([text])]
         return [
-            self._find_excess(text, len(ids)) or _Prompt(text, ids) for text, ids in zip(texts, encoded, strict=True)
+            self._find_excess(text, len(ids)) or EncodedPrompt(text, ids)
+            for text, ids in zip(texts, encoded, strict=True)
         ]
 
     def _find_excess(self, prompt: str, tokens: int) -> PromptTooLongError | None:
@@ -311,7 +332,7 @@ class PairScorer:
         return None
 
     def _warn_of_label_mass(self, orders: Sequence[OrderedComparison]) -> None:
-        lowest = min(order.label_mass for order in orders)
+        lowest = min((order.label_mass for order in orders), default=1.0)
         if lowest < _LOW_LABEL_MASS and not self._warned_of_label_mass:
             self._warned_of_label_mass = True
             logger.warning(
@@ -364,7 +385,7 @@ def compare_logprobs(
     return _merge_orders(first_in_a, first_in_b)
 
 
-def _check_finite(logprobs: np.ndarray, prompts: Sequence[_Prompt]) -> None:
+def _check_finite(logprobs: np.ndarray, prompts: Sequence[EncodedPrompt]) -> None:
     defective = np.flatnonzero(~np.isfinite(logprobs).all(axis=1))
     if defective.size:
         index = int(defective[0])

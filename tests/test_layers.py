@@ -15,7 +15,7 @@ LAYERS = (
     *("labelled_pairs", "benchmark_rows", "word_runs", "decontamination"),
     *("pair_conversion", "pair_spool", "pair_summary", "pair_workers", "pair_index", "pair_output", "pair_dataset"),
     *("engines", "strengths", "ranking_methods", "contest", "ranking"),
-    *("scoring", "metrics", "rewards", "serving"),
+    *("scoring", "metrics", "group_rewards", "rewards", "serving"),
     *("result_journal", "row_writers", "run_identity", "scorable_rows", "preference_export", "row_task"),
     *("resumable_output", "score_file", "rank_file"),
     *("labelled_source", "predictions", "evaluation_report", "intervals"),

@@ -82,6 +82,13 @@ def split_by_tokens(prompts: Sequence[Sequence[int]], max_tokens: int) -> Iterat
         yield run
 
 
+def count_tokens(prompts: Sequence[Sequence[int]]) -> int:
+    """Return how many tokens the tree of prompts holds, taken as `plant_tree` takes them."""
+    return sum(
+        len(prompt) - _shared_length(before, prompt) for before, prompt in zip([(), *prompts], prompts, strict=False)
+    )
+
+
 def _shared_length(before: Sequence[int], prompt: Sequence[int]) -> int:
     shared = common_length(before, prompt)
     return shared if shared >= _LEAST_SHARED else 0

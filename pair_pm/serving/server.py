@@ -1,0 +1,164 @@
+"""The process: a socket, uvicorn on it, and an end that answers what was taken before it goes."""
+
+import ipaddress
+import logging
+import os
+import secrets
+import socket
+import sys
+import time
+from pathlib import Path
+
+import h11
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from pair_pm.errors import ConfigError, MissingPathError
+from pair_pm.serving.service import Service
+
+logger = logging.getLogger(__name__)
+
+API_KEY_VARIABLE = "PAIR_PM_API_KEY"
+_SHORTEST_KEY = 16
+_MOST_HEADER_BYTES = 64 * 2**10
+_HEADER_TIMEOUT_S = 15.0
+_IDLE_S = 75.0  # longer than clients and proxies keep a connection, so that none is used as it closes
+_MOST_CONNECTIONS = 1000
+_FAREWELL_S = 1.0  # of the drain, for answers to go out once nothing more is computed
+
+
+def read_api_key(path: str | None) -> str:
+    """Return the key that requests must carry, from a file's first line or the environment; "" for none.
+
+    Raises:
+        MissingPathError: there is no such file.
+        ConfigError: it is too short, or holds what a header cannot.
+    """
+    if path is not None and not Path(path).is_file():
+        raise MissingPathError(f"{path}: no such file; required is one whose first line is the API key")
+    lines = os.environ.get(API_KEY_VARIABLE, "") if path is None else Path(path).read_text(encoding="utf-8")
+    key = lines.partition("\n")[0].strip()
+    if (key or path is not None) and (len(key) < _SHORTEST_KEY or not key.isascii() or not key.isprintable()):
+        raise ConfigError(
+            f"{path or API_KEY_VARIABLE}: no key; at least {_SHORTEST_KEY} printable ASCII characters are required; "
+            f"for example {secrets.token_urlsafe(24)}"
+        )
+    return key
+
+
+def is_local_address(host: str) -> bool:
+    """Return whether a host to listen on is reached from this machine alone."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def open_socket(host: str, port: int, has_key: bool) -> socket.socket:
+    """Return a socket that is bound and does not listen yet: a port in use is known before the model is loaded.
+
+    Raises:
+        ConfigError: the address is open to others and there is no key, or it cannot be had.
+    """
+    if not is_local_address(host) and not has_key:
+        raise ConfigError(
+            f"--host {host}: others than this machine reach it; an API key is required; set {API_KEY_VARIABLE}, or "
+            "give --api-key-file"
+        )
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except (OSError, OverflowError) as error:
+        raise ConfigError(f"--host {host} --port {port}: {error}; an address that is free is required") from error
+    return listener
+
+
+def run(app, listener: socket.socket, drain_timeout_s: float) -> None:
+    """Serve until SIGTERM or SIGINT; then answer what was taken, refuse what comes, and return within the time.
+
+    Args:
+        app: Of `pair_pm.serving.app.create_app`.
+        listener: A bound socket.
+        drain_timeout_s: How long requests that were taken may still take. A second signal ends the wait.
+    """
+    config = uvicorn.Config(
+        app,
+        http=_Connection,
+        ws="none",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=_IDLE_S,
+        timeout_graceful_shutdown=_FAREWELL_S,
+        h11_max_incomplete_event_size=_MOST_HEADER_BYTES,
+        limit_concurrency=_MOST_CONNECTIONS,
+        backlog=2 * _MOST_CONNECTIONS,
+    )
+    service: Service = app.state.service
+    server = _Server(config, service, drain_timeout_s)
+    server.run(sockets=[listener])
+    service.close()
+    if not server.is_drained:
+        # A thread that waits for a server of the weights cannot be ended, and would hold the exit.
+        logger.warning("requests were open after %g s; they were answered with 503", drain_timeout_s)
+        logging.shutdown()
+        sys.stdout.flush()
+        os._exit(0)
+
+
+class _Server(uvicorn.Server):
+    """Uvicorn, which on a signal would close the door first: here it stays open to say 503 until all is answered."""
+
+    def __init__(self, config: uvicorn.Config, service: Service, drain_timeout_s: float):
+        super().__init__(config)
+        self.is_drained = True
+        self._service = service
+        self._drain_timeout_s = drain_timeout_s
+        self._drains_until = float("inf")
+
+    def handle_exit(self, sig, frame) -> None:
+        """Begin to drain; at the second signal, end."""
+        if self._service.is_draining:
+            self._drains_until = 0.0
+        else:
+            self._service.is_draining = True
+            self._drains_until = time.monotonic() + max(0.0, self._drain_timeout_s - 2 * _FAREWELL_S)
+
+    async def on_tick(self, counter: int) -> bool:
+        """Return whether to end, which is asked ten times a second."""
+        if self._service.is_draining:
+            if not self._service.under_way:
+                return True
+            if time.monotonic() > self._drains_until:
+                self.is_drained = False
+                self._service.give_up()
+                return True
+        return await super().on_tick(counter)
+
+
+class _Connection(H11Protocol):
+    """A connection that must send a request's head within a time: else a few slow ones would hold all there may be."""
+
+    def connection_made(self, transport) -> None:
+        """Start the clock of the first request."""
+        super().connection_made(transport)
+        self._head_timer = self.loop.call_later(_HEADER_TIMEOUT_S, self._close_without_head)
+
+    def data_received(self, data: bytes) -> None:
+        """Take what came; the clock goes on until a request's head is whole."""
+        super().data_received(data)
+        if self.conn.their_state is not h11.IDLE:
+            self._head_timer.cancel()
+        elif self._head_timer.cancelled() and self.conn.trailing_data[0]:
+            self._head_timer = self.loop.call_later(_HEADER_TIMEOUT_S, self._close_without_head)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Stop the clock."""
+        self._head_timer.cancel()
+        super().connection_lost(exc)
+
+    def _close_without_head(self) -> None:
+        if self.conn.their_state is h11.IDLE and not self.transport.is_closing():
+            self.transport.close()

@@ -1,0 +1,233 @@
+"""What the service does for requests: comparisons, rankings and rewards, by the code that the command line uses.
+
+Comparisons run on the event loop and wait for the engine there. Rankings and rewards are rounds of comparisons with
+arithmetic between them: each runs in a thread of its own, and waits there.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from pair_pm.errors import PairPMError, PromptTooLongError
+from pair_pm.group_rewards import reward_groups
+from pair_pm.ranking import COMPARISONS_A_RESPONSE, rank
+from pair_pm.recipe import installed_versions, make_card
+from pair_pm.scoring import Comparison, EncodedPair, InputError, Item, OrderedComparison, PairScorer
+from pair_pm.serving.batcher import Batcher
+from pair_pm.serving.desks import PassThrough
+from pair_pm.serving.measures import Measures
+from pair_pm.serving.problems import Problem, describe_error, exceed, retry
+from pair_pm.serving.settings import Settings
+from pair_pm.serving.tickets import Ticket
+
+_RANKINGS_AT_ONCE = 64
+_QUICKLY_ENCODED = 20_000  # characters: a few milliseconds, which the event loop can spare
+_CHARS_A_TOKEN = 16  # more than text has; what a request may feed is known before it is tokenised
+_PROBE: Item = ("What is 2 + 2?", "4.", "Who knows?")
+_PROBE_TIMEOUT_S, _PROBE_KEPT_S = 5.0, 2.0
+
+
+class RequestScorer(PairScorer):
+    """The service's scorer for one request: on its ticket of the engine, with its verdicts counted."""
+
+    def __init__(self, scorer: PairScorer, ticket: Ticket, measures: Measures):
+        super().__init__(ticket, scorer.encoder, scorer.recipe)
+        self._warned_of_label_mass = True  # the service warns once, at its start; from then on the metrics show it
+        self._measures = measures
+
+    def judge_pairs(self, pairs: Sequence[EncodedPair], logprobs: np.ndarray) -> list[Comparison]:
+        """Return the comparisons."""
+        comparisons = super().judge_pairs(pairs, logprobs)
+        self._measures.note_comparisons(comparisons)
+        return comparisons
+
+    def compare_in_order(self, items: Sequence[Item]) -> list[OrderedComparison]:
+        """Return the verdicts in one order."""
+        comparisons = super().compare_in_order(items)
+        self._measures.note_ordered(comparisons)
+        return comparisons
+
+
+class Service:
+    """A scorer for many requests at once.
+
+    Args:
+        scorer: Its engine is called from one thread, or from many where it says that it batches by itself.
+        settings: What is allowed.
+
+    Attributes:
+        measures: What it counts.
+        is_draining: Whether new requests are refused.
+        under_way: Requests that were taken and are not answered yet.
+    """
+
+    def __init__(self, scorer: PairScorer, settings: Settings):
+        self.scorer = scorer
+        self.settings = settings
+        self.is_draining = False
+        self.under_way = 0
+        self._tickets: set[Ticket] = set()
+        self._threads = ThreadPoolExecutor(_RANKINGS_AT_ONCE, thread_name_prefix="request")
+        self._is_remote = getattr(scorer.engine, "calls_at_once", 1) > 1
+        self._probed_at = -np.inf
+        self._probe: asyncio.Task | None = None
+        self.measures = Measures(self._count_waiting, lambda: self.under_way)
+        if self._is_remote:
+            self._desk = PassThrough(scorer.engine, settings.limits.requests)
+        else:
+            self._desk = Batcher(scorer.engine, settings.batch_window_s, self.measures.note_batch)
+
+    # ---- what is asked of it ----------------------------------------------------------------------------------------
+
+    async def compare_each(self, items: Sequence[Item]) -> list[Comparison | InputError]:
+        """Return the comparison of each (messages, first, second), or the error that keeps it from having one."""
+        with self._issue_ticket() as ticket:
+            scorer = RequestScorer(self.scorer, ticket, self.measures)
+            chars = sum(2 * _count_chars(context, responses) for context, *responses in items)
+            self._check_chars(chars)
+            if chars <= _QUICKLY_ENCODED:
+                results: list = scorer.encode_each(items)
+            else:
+                results = await self._in_thread(scorer.encode_each, items)
+            usable = [index for index, result in enumerate(results) if not isinstance(result, PairPMError)]
+            comparisons = await _compare(scorer, ticket, [results[index] for index in usable])
+            for index, comparison in zip(usable, comparisons, strict=True):
+                results[index] = comparison
+            return results
+
+    async def rank(self, context, responses: Sequence[str], method: str, seed: int, **options):
+        """Return the `Ranking` of responses; options as `pair_pm.ranking.rank_many` takes them."""
+        most = count_most_calls(method, len(responses), options["budget"], options["orders"])
+        self._check_chars(most * _count_chars(context, responses, 2 / len(responses)))
+        with self._issue_ticket() as ticket:
+            scorer = RequestScorer(self.scorer, ticket, self.measures)
+            return await self._in_thread(rank, scorer, context, responses, method, seed, **options)
+
+    async def reward(self, groups: Sequence[tuple], method: str, on_overlong: str, seed: int):
+        """Return the rewards of groups and their counts, as `reward_groups`, and the tokens that it took."""
+        self._check_chars(
+            sum(
+                count_most_calls(method, len(texts), None, None) * _count_chars(context, texts, 2 / len(texts))
+                for context, texts in groups
+            )
+        )
+        with self._issue_ticket() as ticket:
+            scorer = RequestScorer(self.scorer, ticket, self.measures)
+            return *await self._in_thread(reward_groups, scorer, groups, method, on_overlong, seed), ticket.tokens
+
+    async def check_ready(self) -> None:
+        """Score a pair, unless one was scored a moment ago.
+
+        Raises:
+            Problem: it cannot be scored now.
+        """
+        if time.monotonic() - self._probed_at < _PROBE_KEPT_S:
+            return
+        if self._probe is None or self._probe.done():  # one for all who ask
+            self._probe = asyncio.ensure_future(self._score_probe())
+        await asyncio.shield(self._probe)
+
+    async def _score_probe(self) -> None:
+        ticket = Ticket(self._desk, _PROBE_TIMEOUT_S, self.settings.limits.request_tokens)
+        try:
+            [result] = self.scorer.encode_each([_PROBE])
+            self.scorer.judge_pairs([result], await ticket.ask([prompt.ids for prompt in result]))
+        except PairPMError as error:
+            raise describe_error(error) from error
+        finally:
+            ticket.close()
+        self._probed_at = time.monotonic()
+
+    def describe_model(self) -> dict:
+        """Return the model's name and card, the versions here, and what a request may ask for."""
+        return {
+            "model": self.settings.model_name,
+            "card": make_card(self.scorer.encoder, self.scorer.recipe),
+            "versions": installed_versions(),
+            "engine": "remote" if self._is_remote else "in process",
+            "max_prompt_tokens": self.scorer.engine.max_prompt_tokens,
+            "limits": vars(self.settings.limits),
+        }
+
+    # ---- load, and its end ------------------------------------------------------------------------------------------
+
+    def find_refusal(self) -> Problem | None:
+        """Return why a new request is not taken now."""
+        if self.is_draining:
+            return Problem(503, "draining", "the service is stopping; send it again to its successor", "", retry(1))
+        if self.under_way >= self.settings.limits.requests:
+            wait_s = 1.0 if self._is_remote else self._desk.estimate_wait_s()
+            return Problem(
+                429, "too_many_requests",
+                f"{self.under_way} requests are under way; at most {self.settings.limits.requests} are required "
+                "(--max-requests of the service); send it again after Retry-After", "", retry(wait_s),
+            )  # fmt: skip
+        return None
+
+    def give_up(self) -> None:
+        """Answer all that is under way that the service is stopping."""
+        for ticket in list(self._tickets):
+            ticket.refuse(Problem(503, "draining", "the service had no time left; send it again", "", retry(1)))
+
+    def close(self) -> None:
+        """End its threads, where they wait for nothing."""
+        if not self._is_remote:
+            self._desk.close()
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    # ---- inside -----------------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _issue_ticket(self) -> Iterator[Ticket]:
+        limits = self.settings.limits
+        ticket = Ticket(self._desk, limits.request_timeout_s, limits.request_tokens)
+        self._tickets.add(ticket)
+        try:
+            yield ticket
+        finally:
+            self._tickets.discard(ticket)
+            ticket.close()
+
+    async def _in_thread(self, function: Callable, *arguments, **options):
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads, lambda: function(*arguments, **options))
+
+    def _count_waiting(self) -> int:
+        return 0 if self._is_remote else self._desk.waiting_prompts
+
+    def _check_chars(self, chars: float) -> None:
+        most = _CHARS_A_TOKEN * self.settings.limits.request_tokens
+        if chars > most:
+            raise exceed("request", f"prompts of {chars:.0f} characters", most, "16 for each of --max-request-tokens")
+
+
+async def _compare(
+    scorer: RequestScorer, ticket: Ticket, pairs: Sequence[EncodedPair]
+) -> list[Comparison | InputError]:
+    """Return the comparisons, with the error in the place of a pair that the engine's memory does not hold."""
+    if not pairs:
+        return []
+    try:
+        return scorer.judge_pairs(pairs, await ticket.ask([prompt.ids for pair in pairs for prompt in pair]))
+    except PromptTooLongError as error:
+        if len(pairs) == 1:
+            return [error]
+        return [result for pair in pairs for result in await _compare(scorer, ticket, [pair])]
+
+
+def _count_chars(context, responses: Sequence[str], share: float = 1.0) -> float:
+    """Return about how many characters the prompt of a conversation and a share of the responses has."""
+    said = len(context) if isinstance(context, str) else sum(len(message["content"]) for message in context)
+    return said + share * sum(map(len, responses))
+
+
+def count_most_calls(method: str, n: int, budget: int | None, orders: str | None) -> int:
+    """Return how many prompts a ranking of n responses feeds at most."""
+    pairs = n * (n - 1) // 2 if method == "round_robin" else n - 1
+    if method in ("round_robin", "knockout"):
+        return pairs if orders == "one" else 2 * pairs
+    return budget or COMPARISONS_A_RESPONSE * n * (2 if orders == "both" else 1)

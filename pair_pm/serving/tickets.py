@@ -1,0 +1,90 @@
+"""A request's share of the engine: what it may spend, until when, and what it has spent."""
+
+import asyncio
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import CancelledError, Future
+
+import numpy as np
+
+from pair_pm.serving.desks import Desk, settle
+from pair_pm.serving.problems import Problem, exceed
+
+
+class Ticket:
+    """One request's access to the engine; to code that waits in a thread, an engine itself.
+
+    Args:
+        desk: Takes the prompts.
+        timeout_s: How long the request may take.
+        most_tokens: That it may feed.
+
+    Attributes:
+        tokens: Fed so far.
+    """
+
+    def __init__(self, desk: Desk, timeout_s: float, most_tokens: int):
+        self.max_prompt_tokens = desk.max_prompt_tokens
+        self.tokens = 0
+        self._desk = desk
+        self._timeout_s = timeout_s
+        self._deadline = time.monotonic() + timeout_s
+        self._most_tokens = most_tokens
+        self._lock = threading.Lock()
+        self._is_closed = False
+        self._problem: Problem | None = None
+        self._answer: Future | None = None
+
+    def label_logprobs(self, prompts: Sequence[Sequence[int]]) -> np.ndarray:
+        """Return the natural-log probabilities of "A" and "B" as next token, float64, shape (prompts, 2).
+
+        Raises:
+            Problem: the request has no time or no tokens left.
+            CancelledError: it was closed.
+            What the engine raises.
+        """
+        answer = self._submit(prompts)
+        try:
+            return answer.result(timeout=self._deadline - time.monotonic())
+        except TimeoutError:
+            answer.cancel()
+            raise self._be_late() from None
+
+    async def ask(self, prompts: Sequence[Sequence[int]]) -> np.ndarray:
+        """Return the same, for code of the event loop."""
+        answer = asyncio.wrap_future(self._submit(prompts))
+        try:
+            return await asyncio.wait_for(answer, self._deadline - time.monotonic())
+        except TimeoutError:
+            raise self._be_late() from None
+
+    def close(self) -> None:
+        """Give up what it waits for, and take no more: the client is gone, or the request is answered."""
+        with self._lock:
+            self._is_closed = True
+            if self._answer is not None:
+                self._answer.cancel()
+
+    def refuse(self, problem: Problem) -> None:
+        """Answer what it waits for, and all that it still asks, with a problem."""
+        with self._lock:
+            self._problem = problem
+            if self._answer is not None:
+                settle(self._answer, problem)
+
+    def _submit(self, prompts: Sequence[Sequence[int]]) -> Future:
+        tokens = sum(map(len, prompts))
+        if self.tokens + tokens > self._most_tokens:
+            raise exceed("request", f"{self.tokens + tokens} tokens", self._most_tokens, "--max-request-tokens")
+        with self._lock:
+            if self._problem is not None:
+                raise self._problem
+            if self._is_closed:
+                raise CancelledError
+            self._answer = self._desk.submit(prompts, self.tokens)
+        self.tokens += tokens
+        return self._answer
+
+    def _be_late(self) -> Problem:
+        return Problem(504, "deadline_exceeded", f"no answer within the {self._timeout_s:g} s that a request may take")
