@@ -238,8 +238,8 @@ def serve(arguments: argparse.Namespace) -> None:
     logging.getLogger("pair_pm.serving").setLevel(logging.INFO)
     host = f"[{arguments.host}]" if ":" in arguments.host else arguments.host
     address = f"http://{host}:{listener.getsockname()[1]}"
-    print(f"{settings.model_name} at {address}: a page to try it, and the API at {address}/docs", file=sys.stderr)
-    run(app, listener, arguments.drain_timeout_s)
+    ready = f"{settings.model_name} at {address}: a page to try it, and the API at {address}/docs"
+    run(app, listener, arguments.drain_timeout_s, lambda: print(ready, file=sys.stderr, flush=True))
 
 
 def _complete(arguments: argparse.Namespace, task, options: dict) -> None:

@@ -62,8 +62,8 @@ class Batcher:
 
     Args:
         engine: Called from one thread alone.
-        window_s: How long the first prompts after a pause wait for company. While the engine is busy they gather by
-            themselves, and there is no wait.
+        window_s: How long at most the first prompts after a pause wait for company: for as many calls as came
+            together last time. A client on its own does not wait, and while the engine is busy they gather anyway.
         observe: Takes each `Batch`.
     """
 
@@ -75,6 +75,7 @@ class Batcher:
         self._changed = threading.Condition()
         self._jobs: list[_Job] = []  # in the order of their arrival
         self._tokens_a_second = 0.0
+        self._last_calls = 1  # that were computed together
         self._is_closed = False
         threading.Thread(target=self._run, name="batcher", daemon=True).start()
 
@@ -128,12 +129,18 @@ class Batcher:
                     return
                 shares = self._take_batch()
             if shares:
+                self._last_calls = len(shares)
                 self._compute(shares)
 
     def _wait_for_company(self) -> None:
         budget = self._engine_budget()
         self._changed.wait_for(
-            lambda: self._is_closed or sum(len(p) for job in self._jobs for p in job.prompts) >= budget, self._window_s
+            lambda: (
+                self._is_closed
+                or len(self._jobs) >= self._last_calls
+                or sum(len(prompt) for job in self._jobs for prompt in job.prompts) >= budget
+            ),
+            self._window_s,
         )
 
     def _engine_budget(self) -> int:

@@ -7,6 +7,7 @@ import secrets
 import socket
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import h11
@@ -75,13 +76,14 @@ def open_socket(host: str, port: int, has_key: bool) -> socket.socket:
     return listener
 
 
-def run(app, listener: socket.socket, drain_timeout_s: float) -> None:
+def run(app, listener: socket.socket, drain_timeout_s: float, announce: Callable[[], None]) -> None:
     """Serve until SIGTERM or SIGINT; then answer what was taken, refuse what comes, and return within the time.
 
     Args:
         app: Of `pair_pm.serving.app.create_app`.
         listener: A bound socket.
         drain_timeout_s: How long requests that were taken may still take. A second signal ends the wait.
+        announce: Called when it listens.
     """
     config = uvicorn.Config(
         app,
@@ -97,7 +99,7 @@ def run(app, listener: socket.socket, drain_timeout_s: float) -> None:
         backlog=2 * _MOST_CONNECTIONS,
     )
     service: Service = app.state.service
-    server = _Server(config, service, drain_timeout_s)
+    server = _Server(config, service, drain_timeout_s, announce)
     server.run(sockets=[listener])
     service.close()
     if not server.is_drained:
@@ -111,12 +113,18 @@ def run(app, listener: socket.socket, drain_timeout_s: float) -> None:
 class _Server(uvicorn.Server):
     """Uvicorn, which on a signal would close the door first: here it stays open to say 503 until all is answered."""
 
-    def __init__(self, config: uvicorn.Config, service: Service, drain_timeout_s: float):
+    def __init__(self, config: uvicorn.Config, service: Service, drain_timeout_s: float, announce: Callable[[], None]):
         super().__init__(config)
+        self._announce = announce
         self.is_drained = True
         self._service = service
         self._drain_timeout_s = drain_timeout_s
         self._drains_until = float("inf")
+
+    async def startup(self, sockets=None) -> None:
+        """Listen."""
+        await super().startup(sockets)
+        self._announce()
 
     def handle_exit(self, sig, frame) -> None:
         """Begin to drain; at the second signal, end."""
