@@ -1,6 +1,7 @@
 """The HTTP API: paths, what they take and give, and its document at /docs, which loads nothing from elsewhere."""
 
 import asyncio
+import functools
 import re
 from collections.abc import Coroutine, Sequence
 from typing import Any
@@ -69,12 +70,13 @@ def create_app(scorer: PairScorer, settings: Settings, *, is_local: bool = True)
 def _add_paths(app: FastAPI, service: Service) -> None:
     name = service.settings.model_name
     limits = service.settings.limits
+    finish = functools.partial(_finish, timeout_s=limits.request_timeout_s)
 
     @app.post("/v1/compare", response_model=schemas.CompareAnswer, tags=["comparisons"])
     async def compare(body: schemas.CompareRequest, request: Request):
         """Which of two responses is better: both orders, averaged."""
         _check_messages([body], limits.messages)
-        [result] = await _until_hang_up(request, service.compare_each([(body.to_context(), *body.responses)]))
+        [result] = await finish(request, service.compare_each([(body.to_context(), *body.responses)]))
         if isinstance(result, PairPMError):
             raise result
         return JSONResponse({**_to_json(result), "tokens": sum(result.prompt_tokens), "model": name})
@@ -86,7 +88,7 @@ def _add_paths(app: FastAPI, service: Service) -> None:
             raise exceed("comparisons", len(body.comparisons), limits.pairs, "--max-pairs")
         _check_messages(body.comparisons, limits.messages)
         items = [(one.to_context(), *one.responses) for one in body.comparisons]
-        results = await _until_hang_up(request, service.compare_each(items))
+        results = await finish(request, service.compare_each(items))
         tokens = sum(sum(result.prompt_tokens) for result in results if isinstance(result, Comparison))
         return JSONResponse(
             {
@@ -106,7 +108,7 @@ def _add_paths(app: FastAPI, service: Service) -> None:
         """Responses from best to worst, with Bradley-Terry strengths."""
         _check_messages([body], limits.messages)
         _check_responses("responses", body.responses, limits.responses)
-        ranking = await _until_hang_up(
+        ranking = await finish(
             request,
             service.rank(
                 body.to_context(),
@@ -129,7 +131,7 @@ def _add_paths(app: FastAPI, service: Service) -> None:
         for place, group in enumerate(body.groups):
             _check_responses(f"groups.{place}.completions", group.completions, limits.responses)
         groups = [(group.to_context(), group.completions) for group in body.groups]
-        by_group, counts, tokens = await _until_hang_up(
+        by_group, counts, tokens = await finish(
             request, service.reward(groups, body.method, body.on_overlong, body.seed)
         )
         return JSONResponse(
@@ -166,15 +168,17 @@ def _add_paths(app: FastAPI, service: Service) -> None:
         return Response(service.measures.render(), media_type=CONTENT_TYPE_LATEST)
 
 
-async def _until_hang_up(request: Request, answer: Coroutine[Any, Any, Any]):
-    """Return the answer, or stop working on it when the client leaves."""
+async def _finish(request: Request, answer: Coroutine[Any, Any, Any], timeout_s: float):
+    """Return the answer, or stop working on it when the client leaves or the time is over."""
     work = asyncio.ensure_future(answer)
     leaving = asyncio.ensure_future(_wait_for_hang_up(request))
     try:
-        await asyncio.wait({work, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if not work.done():
+        await asyncio.wait({work, leaving}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        if work.done():
+            return work.result()
+        if leaving.done():
             raise HangUp
-        return work.result()
+        raise Problem(504, "deadline_exceeded", f"no answer within {timeout_s:g} s, which a request may take at most")
     finally:
         work.cancel()
         leaving.cancel()

@@ -152,9 +152,12 @@ class Batcher:
         if not self._jobs:
             return []
         left = budget = self._engine_budget()
+        by_service = sorted(self._jobs, key=lambda job: job.served)  # among equals the oldest first
+        turns = [(job, budget) for job in by_service]
+        if by_service[0] is not self._jobs[0]:
+            turns.insert(0, (self._jobs[0], int(_SHARE_OF_THE_OLDEST * budget)))
         shares: dict[int, list[tuple[int, ...]]] = {}
-        oldest = self._jobs[0]
-        for job, most in ((oldest, _SHARE_OF_THE_OLDEST * budget), *((job, budget) for job in self._by_service())):
+        for job, most in turns:
             if left <= 0:
                 break
             if share := self._take(job, min(most, left), must=not shares):
@@ -165,14 +168,11 @@ class Batcher:
             job.served += sum(map(len, share))
         return taken
 
-    def _by_service(self) -> list[_Job]:
-        return sorted(self._jobs, key=lambda job: job.served)  # a stable sort: among equals the oldest first
-
-    def _take(self, job: _Job, most: float, must: bool) -> list[tuple[int, ...]]:
+    def _take(self, job: _Job, most: int, must: bool) -> list[tuple[int, ...]]:
         """Return the next prompts of a job, of at most so many tokens, or one prompt where there must be one."""
         if not job.waiting:
             return []
-        share = next(split_by_tokens(job.waiting, int(most)))
+        share = next(split_by_tokens(job.waiting, most))
         if not must and count_tokens(share) > most:
             return []
         job.taken += len(share)

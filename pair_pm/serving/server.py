@@ -92,6 +92,7 @@ def run(app, listener: socket.socket, drain_timeout_s: float, announce: Callable
         log_config=None,
         access_log=False,
         server_header=False,
+        proxy_headers=False,
         timeout_keep_alive=_IDLE_S,
         timeout_graceful_shutdown=_FAREWELL_S,
         h11_max_incomplete_event_size=_MOST_HEADER_BYTES,

@@ -132,14 +132,21 @@ class Service:
         await asyncio.shield(self._probe)
 
     async def _score_probe(self) -> None:
-        ticket = Ticket(self._desk, _PROBE_TIMEOUT_S, self.settings.limits.request_tokens)
-        try:
-            [result] = self.scorer.encode_each([_PROBE])
-            self.scorer.judge_pairs([result], await ticket.ask([prompt.ids for prompt in result]))
-        except PairPMError as error:
-            raise describe_error(error) from error
-        finally:
-            ticket.close()
+        [pair] = self.scorer.encode_each([_PROBE])
+        with self._issue_ticket() as ticket:
+            try:
+                async with asyncio.timeout(_PROBE_TIMEOUT_S):
+                    self.scorer.judge_pairs([pair], await ticket.ask([prompt.ids for prompt in pair]))
+            except PairPMError as error:
+                raise describe_error(error) from error
+            except TimeoutError:
+                raise Problem(
+                    503,
+                    "engine_unavailable",
+                    f"a pair takes over {_PROBE_TIMEOUT_S:g} s; less is required",
+                    "",
+                    retry(2),
+                ) from None
         self._probed_at = time.monotonic()
 
     def describe_model(self) -> dict:
@@ -183,8 +190,7 @@ class Service:
 
     @contextlib.contextmanager
     def _issue_ticket(self) -> Iterator[Ticket]:
-        limits = self.settings.limits
-        ticket = Ticket(self._desk, limits.request_timeout_s, limits.request_tokens)
+        ticket = Ticket(self._desk, self.settings.limits.request_tokens)
         self._tickets.add(ticket)
         try:
             yield ticket

@@ -1,8 +1,7 @@
-"""A request's share of the engine: what it may spend, until when, and what it has spent."""
+"""A request's share of the engine: what it may spend, what it has spent, and giving it up."""
 
 import asyncio
 import threading
-import time
 from collections.abc import Sequence
 from concurrent.futures import CancelledError, Future
 
@@ -17,19 +16,16 @@ class Ticket:
 
     Args:
         desk: Takes the prompts.
-        timeout_s: How long the request may take.
         most_tokens: That it may feed.
 
     Attributes:
         tokens: Fed so far.
     """
 
-    def __init__(self, desk: Desk, timeout_s: float, most_tokens: int):
+    def __init__(self, desk: Desk, most_tokens: int):
         self.max_prompt_tokens = desk.max_prompt_tokens
         self.tokens = 0
         self._desk = desk
-        self._timeout_s = timeout_s
-        self._deadline = time.monotonic() + timeout_s
         self._most_tokens = most_tokens
         self._lock = threading.Lock()
         self._is_closed = False
@@ -40,27 +36,18 @@ class Ticket:
         """Return the natural-log probabilities of "A" and "B" as next token, float64, shape (prompts, 2).
 
         Raises:
-            Problem: the request has no time or no tokens left.
+            Problem: the request has no tokens left, or is refused the rest of its way.
             CancelledError: it was closed.
             What the engine raises.
         """
-        answer = self._submit(prompts)
-        try:
-            return answer.result(timeout=self._deadline - time.monotonic())
-        except TimeoutError:
-            answer.cancel()
-            raise self._be_late() from None
+        return self._submit(prompts).result()
 
     async def ask(self, prompts: Sequence[Sequence[int]]) -> np.ndarray:
         """Return the same, for code of the event loop."""
-        answer = asyncio.wrap_future(self._submit(prompts))
-        try:
-            return await asyncio.wait_for(answer, self._deadline - time.monotonic())
-        except TimeoutError:
-            raise self._be_late() from None
+        return await asyncio.wrap_future(self._submit(prompts))
 
     def close(self) -> None:
-        """Give up what it waits for, and take no more: the client is gone, or the request is answered."""
+        """Give up what it waits for, and take no more: the client is gone, its time is over, or it is answered."""
         with self._lock:
             self._is_closed = True
             if self._answer is not None:
@@ -85,6 +72,3 @@ class Ticket:
             self._answer = self._desk.submit(prompts, self.tokens)
         self.tokens += tokens
         return self._answer
-
-    def _be_late(self) -> Problem:
-        return Problem(504, "deadline_exceeded", f"no answer within the {self._timeout_s:g} s that a request may take")
