@@ -4,6 +4,7 @@ import argparse
 import json
 import logging
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from vllm_stand_in import StandIn, make_logprobs, run_stand_ins
 import serve_pair_rm
 from pair_pm import PairScorer
 from pair_pm.command_line import add_model_arguments, identify_model
-from pair_pm.engines import vllm_engine
+from pair_pm.engines import fleet, vllm_engine
 from pair_pm.engines.vllm_engine import VLLMEngine
 from pair_pm.engines.vllm_server import API_KEY_VARIABLE, describe_model
 from pair_pm.errors import ConfigError, EngineError, PromptTooLongError
@@ -51,8 +52,8 @@ def pair(encoder):
 
 @pytest.fixture(autouse=True)
 def short_rests(monkeypatch):
-    monkeypatch.setattr(vllm_engine, "_SHORTEST_REST_S", 0.05)
-    monkeypatch.setattr(vllm_engine, "_LONGEST_REST_S", 0.1)
+    monkeypatch.setattr(fleet, "_SHORTEST_REST_S", 0.05)
+    monkeypatch.setattr(fleet, "_LONGEST_REST_S", 0.1)
     monkeypatch.setattr(vllm_engine, "PROMPTS_A_REQUEST", 10)
 
 
@@ -206,11 +207,12 @@ def test_server_that_comes_back_is_asked_again(encoder, stand_in):
 
 
 def test_server_that_comes_back_with_another_model_is_not_asked(encoder, pair, monkeypatch):
-    monkeypatch.setattr(vllm_engine, "_UNSEEN_S", 0)  # it was away while nobody asked it
+    monkeypatch.setattr(fleet, "_UNSEEN_S", 0.2)
     engine = connect(encoder, *pair)
     port = pair[0].port
     pair[0].kill()
     other = StandIn(encoder.tokenizer, port, weights="other")
+    time.sleep(0.3)  # it was away while nobody asked it
     try:
         assert_answers(engine)
         assert_answers(engine)

@@ -7,9 +7,11 @@ server; a lane that is done takes over from the end of the longest other one.
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
+
+_CHECK_S = 0.5
 
 
 class Dispatch:
@@ -64,25 +66,25 @@ class Dispatch:
             self._error = self._error or error
             self._changed.notify_all()
 
-    def pause(self, duration_s: float) -> None:
-        """Return after a time, or as soon as it is over."""
-        with self._changed:
-            self._changed.wait_for(lambda: self.is_over, duration_s)
-
-    def wait(self, patience_s: float) -> list[np.ndarray]:
+    def wait(self, patience_s: float, check: Callable[[], None] = lambda: None) -> list[np.ndarray]:
         """Return all answers, in the batches' order.
 
+        Args:
+            patience_s: How long no server may answer.
+            check: Called now and then; what it raises ends the call.
         Raises:
             TimeoutError: no server answered for so long.
             BaseException: what the call has failed with.
         """
         try:
-            with self._changed:
-                while not self.is_over:
-                    left_s = self._last_answer + patience_s - time.monotonic()
-                    if left_s <= 0:
-                        raise TimeoutError(f"{self._missing} of {len(self._answers)} requests")
-                    self._changed.wait(left_s)
+            while not self.is_over:
+                left_s = self._last_answer + patience_s - time.monotonic()
+                if left_s <= 0:
+                    raise TimeoutError(f"{self._missing} of {len(self._answers)} requests")
+                with self._changed:
+                    self._changed.wait_for(lambda: self.is_over, min(left_s, _CHECK_S))
+                if not self.is_over:
+                    check()
         except BaseException as error:  # Ctrl-C as well: no thread may send on
             self.fail(error)
         if self._error is not None:

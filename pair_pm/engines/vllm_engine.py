@@ -3,97 +3,26 @@
 It imports no vLLM, whose requirements conflict with those of training: it speaks to servers over HTTP.
 """
 
-import logging
 import math
 import threading
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import urlsplit
 
 import numpy as np
 
 from pair_pm.engines.dispatch import Dispatch, split_neighbours
+from pair_pm.engines.fleet import Fleet, Member
 from pair_pm.engines.vllm_server import ExpectedModel, ServerFault, VLLMServer
 from pair_pm.errors import ConfigError, EngineError
 
-logger = logging.getLogger(__name__)
-
 DEFAULT_TIMEOUT_S = 600.0
 _REQUEST_SHARE = 0.2  # of the timeout: a slower answer is asked of another server, well before all is given up
-_SHORTEST_REST_S, _LONGEST_REST_S = 0.5, 10.0
-_UNSEEN_S = 5.0  # no server starts faster: one that was idle for longer may be another by now
 # A server forms its own batches, of up to 256 prompts by default: requests under way together fill one, and large
-# ones spare HTTP. Both are bounded in tokens as well, so that a request is work of seconds.
+# ones spare HTTP. Both are bounded in tokens as well, so that a request is work of seconds. Of smaller requests, from
+# many calls at once, more are under way.
 PROMPTS_A_REQUEST, TOKENS_A_REQUEST = 32, 32768
 REQUESTS_AT_ONCE = 8
-
-
-class _Member:
-    """A server, and whether it may be asked: after a failure or an idle time it is examined before its next request."""
-
-    def __init__(self, server: VLLMServer, examine: Callable[[VLLMServer], None]):
-        self.server = server
-        self.last_fault: Exception | None = None
-        self._examine = examine
-        self._lock = threading.Lock()  # of what is known of it; held for moments, because every answer needs it
-        self._examination = threading.Lock()  # held while the server is asked, which may take long
-        self._slots = threading.BoundedSemaphore(REQUESTS_AT_ONCE)  # of all calls together
-        self._rest_s = _SHORTEST_REST_S
-        self._rests_until = 0.0
-        self._under_way = 0
-        self._idle_since = time.monotonic()
-
-    def is_ready(self) -> bool:
-        """Return whether it may be asked, examining it where that is due."""
-        if (is_known := self._is_known_to_be_ready()) is not None:
-            return is_known
-        with self._examination:
-            if (is_known := self._is_known_to_be_ready()) is not None:  # while this thread waited for another's
-                return is_known
-            try:
-                self._examine(self.server)
-            except (ServerFault, EngineError) as fault:  # another model is as bad as none, while others answer
-                with self._lock:
-                    self._exclude(fault)
-                return False
-            with self._lock:
-                if self.last_fault is not None:
-                    logger.warning("%s: answers again", self.server.url)
-                self.last_fault, self._rest_s, self._idle_since = None, _SHORTEST_REST_S, time.monotonic()
-            return True
-
-    def _is_known_to_be_ready(self) -> bool | None:
-        """Return whether it may be asked, None where an examination is due."""
-        with self._lock:
-            if self.last_fault is None and (self._under_way or time.monotonic() - self._idle_since < _UNSEEN_S):
-                return True
-            return False if time.monotonic() < self._rests_until else None
-
-    def label_logprobs(self, prompts: Sequence[Sequence[int]]) -> np.ndarray:
-        """Return the server's answer; errors as its own."""
-        with self._slots:
-            with self._lock:
-                self._under_way += 1
-            try:
-                return self.server.label_logprobs(prompts)
-            finally:
-                with self._lock:
-                    self._under_way -= 1
-                    self._idle_since = time.monotonic()
-
-    def exclude(self, fault: Exception) -> None:
-        """Let it rest after a failure."""
-        with self._lock:
-            if self.last_fault is None:  # else it rests already, for another request's
-                self._exclude(fault)
-
-    def _exclude(self, fault: Exception) -> None:
-        if self.last_fault is None:
-            logger.warning("%s; others are asked meanwhile, and it again when it answers", fault)
-        self.last_fault = fault
-        self._rests_until = time.monotonic() + self._rest_s
-        self._rest_s = min(2 * self._rest_s, _LONGEST_REST_S)
 
 
 class VLLMEngine:
@@ -104,28 +33,39 @@ class VLLMEngine:
         expected: What the servers must serve.
         timeout_s: How long no server may answer before a call fails; a fifth of it is how long one answer may take
             before another server is asked.
+        absence_s: How long all servers may be known to be away before a call fails, as a service wants it; None: for
+            as long as `timeout_s` lets it, so that a file's run outlives a server that is started again. A server that
+            is only slow is not away.
+
+    Attributes:
+        absence_s: As above; it may be changed.
 
     Raises:
-        ConfigError: an address is none.
+        ConfigError: an address is none, or a time is out of range.
         EngineError: no server answers, or one of them serves another model, too short prompts, or is too old.
     """
 
     calls_at_once = 2  # while servers answer one, the next is rendered and tokenised
 
-    def __init__(self, urls: str, expected: ExpectedModel, timeout_s: float = DEFAULT_TIMEOUT_S):
+    def __init__(
+        self, urls: str, expected: ExpectedModel, timeout_s: float = DEFAULT_TIMEOUT_S, absence_s: float | None = None
+    ):
         if not 0 < timeout_s < math.inf:
             raise ConfigError(f"engine timeout {timeout_s}: a finite number of seconds above 0 is required")
+        if absence_s is not None and not 0 <= absence_s < math.inf:
+            raise ConfigError(f"engine absence {absence_s}: None or a finite number of seconds from 0 is required")
         addresses = dict.fromkeys(_check_url(url.strip()) for url in urls.split(","))
         servers = [VLLMServer(url, expected, _REQUEST_SHARE * timeout_s) for url in addresses]
-        self._members = [_Member(server, self._examine) for server in servers]
+        self._fleet = Fleet(servers, self._examine, REQUESTS_AT_ONCE * TOKENS_A_REQUEST)
         self._timeout_s = timeout_s
-        self._open()
+        self.absence_s = absence_s
+        self._open(servers)
 
     def label_logprobs(self, prompts: Sequence[Sequence[int]]) -> np.ndarray:
         """Return the natural-log probabilities of "A" and "B" as next token, float64, shape (prompts, 2).
 
         Raises:
-            EngineError: no server answered for `timeout_s`, or one refuses the prompts.
+            EngineError: no server answered for `timeout_s`, all were away for `absence_s`, or one refuses the prompts.
         """
         # Equal prompts are sent once: in different batches their last digits could differ, and equal responses
         # would not tie.
@@ -138,11 +78,22 @@ class VLLMEngine:
             logprobs[batch] = answer
         return logprobs[[places[tuple(prompt)] for prompt in prompts]]
 
-    def _open(self) -> None:
+    def check_presence(self) -> None:
+        """Return when at least one server may be asked.
+
+        While one is known to answer this costs nothing; else servers are examined, for `fleet.PRESENCE_S` at most, by
+        one of the threads that ask, and the others are told what was known before.
+
+        Raises:
+            EngineError: none may; with what each answered.
+        """
+        self._fleet.check_presence()
+
+    def _open(self, servers: Sequence[VLLMServer]) -> None:
         """Check all servers side by side; one that does not answer yet may join later."""
-        with ThreadPoolExecutor(len(self._members)) as pool:
-            outcomes = list(pool.map(_check, self._members))
-        found = [(member.server, outcome) for member, outcome in zip(self._members, outcomes, strict=True)]
+        with ThreadPoolExecutor(len(servers)) as pool:
+            outcomes = list(pool.map(_check, servers))
+        found = list(zip(servers, outcomes, strict=True))
         answering = [(server, probes) for server, probes in found if not isinstance(probes, ServerFault)]
         if not answering:
             raise EngineError(
@@ -153,9 +104,9 @@ class VLLMEngine:
         self._reference = answering[0][1], answering[0][0].url
         for server, probes in answering:
             server.compare_probes(probes, *self._reference)
-        for member, outcome in zip(self._members, outcomes, strict=True):
+        for server, outcome in found:
             if isinstance(outcome, ServerFault):
-                member.exclude(outcome)
+                self._fleet.exclude(server, outcome)
 
     def _examine(self, server: VLLMServer) -> None:
         """Check a server that comes back: it may have been started anew, with something else."""
@@ -168,43 +119,57 @@ class VLLMEngine:
 
     def _send(self, batches: Sequence[Sequence[Sequence[int]]]) -> list[np.ndarray]:
         """Return the answers to batches, each from whichever server answered it."""
-        dispatch = Dispatch(len(batches), len(self._members))
-        for lane, member in enumerate(self._members):
-            for _ in range(min(REQUESTS_AT_ONCE, len(batches))):
-                # Daemons: after Ctrl-C nobody waits for an answer that is under way.
-                threading.Thread(target=_serve, args=(dispatch, batches, lane, member), daemon=True).start()
+        members = self._fleet.list_by_load()
+        dispatch = Dispatch(len(batches), len(members))
+        for number in range(min(len(batches), REQUESTS_AT_ONCE * len(members))):
+            lane = number % len(members)
+            home = members[lane] if len(batches) >= len(members) else None  # fewer have no neighbours to keep
+            # Daemons: after Ctrl-C nobody waits for an answer that is under way.
+            threading.Thread(target=self._serve, args=(dispatch, batches, lane, home), daemon=True).start()
         try:
-            return dispatch.wait(self._timeout_s)
+            return dispatch.wait(self._timeout_s, self._check_absence)
         except TimeoutError as error:
-            faults = [str(member.last_fault) for member in self._members if member.last_fault]
             raise EngineError(
                 f"no server has answered for {self._timeout_s:g} s, and {error} are open "
-                f"({'; '.join(faults) or 'all are slow'}); a server that answers is required; start it again, or wait "
-                "longer with --engine-timeout-s"
+                f"({'; '.join(self._fleet.list_faults()) or 'all are slow'}); a server that answers is required; start "
+                "it again, or wait longer with --engine-timeout-s"
             ) from error
 
+    def _check_absence(self) -> None:
+        self._fleet.check_absence(math.inf if self.absence_s is None else self.absence_s)
 
-def _check(member: _Member) -> np.ndarray | ServerFault:
+    def _serve(
+        self, dispatch: Dispatch, batches: Sequence[Sequence[Sequence[int]]], lane: int, home: Member | None
+    ) -> None:
+        """Send batches until all are answered; one of the threads that do."""
+        try:
+            while (number := dispatch.take(lane)) is not None:
+                load = _weigh(batches[number])
+                member = self._fleet.claim(load, home, lambda: dispatch.is_over)
+                if member is None:
+                    return
+                try:
+                    dispatch.finish(number, member.server.label_logprobs(batches[number]))
+                except ServerFault as fault:
+                    self._fleet.exclude(member.server, fault)
+                    dispatch.give_back(lane, number)
+                finally:
+                    self._fleet.release(member, load)
+        except BaseException as error:  # raised again where the call waits
+            dispatch.fail(error)
+
+
+def _check(server: VLLMServer) -> np.ndarray | ServerFault:
     try:
-        return member.server.check()
+        return server.check()
     except ServerFault as fault:
         return fault
 
 
-def _serve(dispatch: Dispatch, batches: Sequence[Sequence[Sequence[int]]], lane: int, member: _Member) -> None:
-    """Send batches to one server until all are answered; one of the threads that do."""
-    try:
-        while not dispatch.is_over:
-            if not member.is_ready():
-                dispatch.pause(_SHORTEST_REST_S)
-            elif (number := dispatch.take(lane)) is not None:
-                try:
-                    dispatch.finish(number, member.label_logprobs(batches[number]))
-                except ServerFault as fault:
-                    member.exclude(fault)
-                    dispatch.give_back(lane, number)
-    except BaseException as error:  # raised again where the call waits
-        dispatch.fail(error)
+def _weigh(batch: Sequence[Sequence[int]]) -> int:
+    """Return the tokens of a request, or the share of `TOKENS_A_REQUEST` that its number of prompts is."""
+    by_number = math.ceil(TOKENS_A_REQUEST / PROMPTS_A_REQUEST) * len(batch)
+    return min(TOKENS_A_REQUEST, max(by_number, sum(map(len, batch))))
 
 
 def _check_url(url: str) -> str:

@@ -18,7 +18,7 @@ from pair_pm.tokens import PROBE_PROMPTS, PromptEncoder, render_chat
 COMPLETIONS = "/v1/completions"
 API_KEY_VARIABLE = "PAIR_PM_ENGINE_API_KEY"
 _TRANSIENT = {408, 425, 429}
-_CONNECT_S = 10.0
+_SIGN_OF_LIFE_S = 4.0  # to connect, and to say what is served, which waits for no prompt
 _IDLE_S = 2.0  # below the 5 s after which the server closes an idle connection, so that none is used as it closes
 _LONGEST_EXCERPT = 300
 
@@ -86,7 +86,7 @@ class VLLMServer:
     Args:
         url: Its address, with or without the closing /v1.
         expected: What it must serve.
-        request_timeout_s: How long an answer may take.
+        request_timeout_s: How long an answer may take that the model computes.
     """
 
     def __init__(self, url: str, expected: ExpectedModel, request_timeout_s: float):
@@ -95,9 +95,10 @@ class VLLMServer:
         self._expected = expected
         self._model = ""
         key = os.environ.get(API_KEY_VARIABLE)
+        self._sign_of_life_s = min(_SIGN_OF_LIFE_S, request_timeout_s)
         self._client = httpx.Client(
             headers={"Authorization": f"Bearer {key}"} if key else {},
-            timeout=httpx.Timeout(request_timeout_s, connect=_CONNECT_S),
+            timeout=httpx.Timeout(request_timeout_s, connect=_SIGN_OF_LIFE_S),
             limits=httpx.Limits(keepalive_expiry=_IDLE_S),
         )
 
@@ -108,7 +109,7 @@ class VLLMServer:
             ServerFault: it does not answer now.
             EngineError: it serves another model or too short prompts, or is too old.
         """
-        card = self._choose_model(self._ask("GET", "/v1/models"))
+        card = self._choose_model(self._ask("GET", "/v1/models", timeout_s=self._sign_of_life_s))
         self._model = card["id"]
         self._check_length(card["max_model_len"])
         self._check_tokenizer()
@@ -189,7 +190,7 @@ class VLLMServer:
     def _check_tokenizer(self) -> None:
         for text, ids in zip(self._expected.probes, self._expected.probe_ids, strict=True):
             question = {"model": self._model, "prompt": text, "add_special_tokens": False}
-            answer = self._ask("POST", "/tokenize", question, may_lack=True)
+            answer = self._ask("POST", "/tokenize", question, may_lack=True, timeout_s=self._sign_of_life_s)
             if answer is not None and answer.get("tokens") != ids:
                 raise self._refuse(
                     f"serves another model: a probe conversation is the tokens {excerpt(answer.get('tokens'))} to it, "
@@ -215,10 +216,18 @@ class VLLMServer:
             )
         return logprobs
 
-    def _ask(self, method: str, path: str, question: dict | None = None, may_lack: bool = False) -> dict | None:
+    def _ask(
+        self,
+        method: str,
+        path: str,
+        question: dict | None = None,
+        may_lack: bool = False,
+        timeout_s: float | None = None,
+    ) -> dict | None:
         """Return an answer; None where the server, or what stands before it, need not have this path and does not."""
+        timeout = httpx.USE_CLIENT_DEFAULT if timeout_s is None else timeout_s
         try:
-            answer = self._client.request(method, self.url + path, json=question)
+            answer = self._client.request(method, self.url + path, json=question, timeout=timeout)
         except httpx.RequestError as error:  # no connection, or an answer that is cut off or cannot be decoded
             raise ServerFault(f"{self.url}{path}: {str(error) or type(error).__name__}") from error
         status = answer.status_code
