@@ -6,6 +6,7 @@ import random
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -100,6 +101,17 @@ def test_two_servers_share_the_work_and_agree(servers, items, in_process):
     assert largest_difference(scorer.compare_many(items), in_process) < TOLERANCE
     shares = [server.count("prompt_tokens_total") - known for server, known in zip(servers, before, strict=False)]
     assert min(shares) > sum(shares) / 10
+
+
+def test_two_servers_share_small_calls_that_come_together(servers, items, in_process):
+    scorer = PairScorer.from_pretrained(str(MODEL), engine=",".join(server.url for server in servers[:2]))
+    before = [server.count("request_success_total") for server in servers[:2]]
+    with ThreadPoolExecutor(32) as pool:
+        found = list(pool.map(lambda item: scorer.compare(*item), items[:256]))
+    assert largest_difference(found, in_process[:256]) < TOLERANCE
+    shares = [server.count("request_success_total") - known for server, known in zip(servers, before, strict=False)]
+    assert sum(shares) == 2 * 256
+    assert min(shares) >= 0.4 * sum(shares)
 
 
 def test_too_long_a_prompt_is_refused_without_a_server(servers):

@@ -98,6 +98,7 @@ class StandIn:
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
+    request_queue_size = 128  # connections that come together; of more than 5 it would reset some
 
     def __init__(self, *arguments):
         super().__init__(*arguments)
