@@ -3,14 +3,13 @@
 import socket
 import threading
 import time
-from collections.abc import Callable
 
 import numpy as np
 import pytest
 from conftest import make_small_tokenizer
 from vllm_stand_in import StandIn, make_logprobs, run_stand_ins
 
-from pair_pm.engines import fleet, vllm_engine, vllm_server
+from pair_pm.engines import fleet, vllm_server
 from pair_pm.engines.vllm_engine import VLLMEngine
 from pair_pm.engines.vllm_server import ExpectedModel, describe_model
 from pair_pm.errors import ConfigError, EngineError
@@ -41,7 +40,7 @@ def connect(expected: ExpectedModel, *stand_ins: StandIn, **options) -> VLLMEngi
     return VLLMEngine(",".join(stand_in.url for stand_in in stand_ins), expected, **options)
 
 
-def call_together(engine: VLLMEngine, calls: int, then: Callable[[int], None] = lambda number: None) -> None:
+def call_together(engine: VLLMEngine, calls: int) -> None:
     """Make calls of two prompts in each of many threads, and check that each gets its own numbers."""
     failures = []
 
@@ -50,7 +49,6 @@ def call_together(engine: VLLMEngine, calls: int, then: Callable[[int], None] = 
             for number in range(calls):
                 prompts = [[thread, number, side, 9] for side in (0, 1)]
                 np.testing.assert_array_equal(engine.label_logprobs(prompts), [make_logprobs(ids) for ids in prompts])
-                then(number)
         except BaseException as failure:
             failures.append(failure)
 
@@ -105,18 +103,25 @@ def test_more_small_requests_than_large_ones_are_under_way(expected, pair):
     assert pair[0].busiest == THREADS
 
 
-def test_large_requests_get_room_between_small_ones(expected, pair, monkeypatch):
-    monkeypatch.setattr(vllm_engine, "TOKENS_A_REQUEST", 64)  # of 2 tokens a prompt at least: 128 small calls
-    engine = connect(expected, pair[0])
-    is_done, found = threading.Event(), []
+def test_large_request_is_not_passed_by_smaller_ones_while_it_waits_for_room(expected):
+    servers = fleet.Fleet([vllm_server.VLLMServer("http://127.0.0.1:1", expected, 1.0)], lambda server: None, 2)
+    members, order = [servers.claim(1, None, lambda: False) for _ in range(2)], []
 
-    def call_large() -> None:
-        found.append(engine.label_logprobs([[7] * 64, [8] * 64]))
-        is_done.set()
+    def claim(load: int) -> None:
+        member = servers.claim(load, None, lambda: False)
+        order.append(load)
+        servers.release(member, load)
 
-    threading.Thread(target=call_large, daemon=True).start()
-    call_together(engine, 8, lambda number: is_done.wait(30) if number == 7 else None)
-    np.testing.assert_array_equal(found, [[make_logprobs([7] * 64), make_logprobs([8] * 64)]])
+    threads = [threading.Thread(target=claim, args=(load,), daemon=True) for load in (2, 1)]
+    for thread in threads:
+        thread.start()
+        time.sleep(0.2)  # so that they stand in this order
+    for member in members:
+        servers.release(member, 1)
+        time.sleep(0.2)  # so that the small one would take what the first leaves
+    for thread in threads:
+        thread.join(30)
+    assert order == [2, 1]
 
 
 # ---- absence --------------------------------------------------------------------------------------------------------
