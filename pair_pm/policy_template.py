@@ -11,7 +11,7 @@ turn is read as the policy read it. A system message that the template writes by
 writes into the user's turn (Gemma 3, Mistral) is read as part of that turn. Contents are as the template trimmed them.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from pair_pm.errors import DataError, TemplateError
 from pair_pm.scoring import Message
@@ -81,16 +81,23 @@ class PolicyTemplate:
             "required, without tools"
         )
 
-    def _find_readings(self, text: str, end: int) -> Iterator[tuple[list[Message], Mapping[str, str]]]:
-        """Yield what a prompt may hold up to `end`, fewest messages first, and the dates that stand in it."""
-        layout = self._layout
+    def _find_readings(self, text: str, end: int) -> list[tuple[list[Message], Mapping[str, str]]]:
+        """Return what a prompt may hold up to `end`, and the dates that stand in it.
+
+        The reading whose opening says more comes first: one with a system message that the template writes by itself
+        before one that takes it for a message, `[INST] <<SYS>>` before `[INST]`.
+        """
+        layout, readings = self._layout, []
         if opening := layout.opening.match(text, 0, end):
-            yield self._split_turns(text[opening.end() : end]), opening.groupdict()
+            readings.append((opening.end(), self._split_turns(text[opening.end() : end]), opening.groupdict()))
         before = layout.system and layout.system[0].match(text, 0, end)
         after = before and layout.system[1].search(text, before.end(), end)
         if after:
             system = {"role": "system", "content": text[before.end() : after.start()]}
-            yield [system, *self._split_turns(text[after.end() : end])], before.groupdict() | after.groupdict()
+            messages = [system, *self._split_turns(text[after.end() : end])]
+            readings.append((before.end(), messages, before.groupdict() | after.groupdict()))
+        readings.sort(key=lambda reading: reading[0], reverse=True)
+        return [(messages, dates) for _, messages, dates in readings]
 
     def _split_turns(self, text: str) -> list[Message]:
         """Return user and assistant messages in turn, the user's last; a mark without its counterpart is content."""

@@ -1,7 +1,7 @@
 """The reward of a response beside a reference answer: its log-odds of beating it.
 
 For trainers that ask for one response at a time: what is measured against one reference has a common zero, which the
-strengths within a group of responses (`pair_pm.rewards`) have not.
+strengths within a group of responses (`pair_pm.group_rewards`) have not.
 """
 
 import math

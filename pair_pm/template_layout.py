@@ -1,7 +1,7 @@
 """What a chat template writes around the messages of a conversation, learnt by rendering contents that are known."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from pair_pm.errors import TemplateError
@@ -58,9 +58,13 @@ def learn_layout(tokenizer) -> Layout:
     return _Learner(tokenizer).learn()
 
 
-def render(tokenizer, messages: Sequence[Message], date_of, add_generation_prompt: bool = True) -> str:
-    """Return the text of a conversation; `date_of` gives today's date in a strftime format.
+def render(
+    tokenizer, messages: Sequence[Message], date_of: Callable[[str], str], add_generation_prompt: bool = True
+) -> str:
+    """Return the text of a conversation.
 
+    Args:
+        date_of: Gives the date that the template is to write for a strftime format.
     Raises:
         TemplateError: the template refuses it.
     """
@@ -96,7 +100,7 @@ class _Learner:
             raise self._refuse("it puts no mark between messages")
         *_, before_answer, closing = self._find_literals(_alternate(_TURNS[:2]), False) or [generation, ""]
         return Layout(
-            opening=self._to_pattern(opening),
+            opening=self._to_pattern(strip_bos(self.tokenizer, opening)),
             system=self._learn_system(long),
             to_assistant=to_assistant,
             to_user=to_user,
@@ -132,11 +136,11 @@ class _Learner:
             return None
         if literals is None or literals[2:] != long[1:] or not literals[1].strip():
             return None
-        return self._to_pattern(literals[0]), self._to_pattern(literals[1])
+        return self._to_pattern(strip_bos(self.tokenizer, literals[0])), self._to_pattern(literals[1])
 
     def _to_pattern(self, literal: str) -> re.Pattern:
         """Return a pattern for what the template writes, on whatever day."""
-        pattern = re.escape(strip_bos(self.tokenizer, literal))
+        pattern = re.escape(literal)
         for format, name in self.date_names.items():
             date = r"\w{1,12}".join(map(re.escape, re.split("%-?[A-Za-z]", format)))
             first, *others = pattern.split(name)
