@@ -101,7 +101,7 @@ class _Learner:
         *_, before_answer, closing = self._find_literals(_alternate(_TURNS[:2]), False) or [generation, ""]
         return Layout(
             opening=self._to_pattern(strip_bos(self.tokenizer, opening)),
-            system=self._learn_system(long),
+            system=self._learn_system(),
             to_assistant=to_assistant,
             to_user=to_user,
             generation=generation,
@@ -129,12 +129,12 @@ class _Learner:
             literals.append(literal)
         return [*literals, text]
 
-    def _learn_system(self, long: Sequence[str]) -> tuple[re.Pattern, re.Pattern] | None:
+    def _learn_system(self) -> tuple[re.Pattern, re.Pattern] | None:
         try:
             literals = self._find_literals([{"role": "system", "content": _SYSTEM}, *_alternate(_TURNS)])
         except TemplateError:  # Gemma refuses one
             return None
-        if literals is None or literals[2:] != long[1:] or not literals[1].strip():
+        if literals is None or not literals[1].strip():
             return None
         return self._to_pattern(strip_bos(self.tokenizer, literals[0])), self._to_pattern(literals[1])
 

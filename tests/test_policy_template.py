@@ -14,6 +14,7 @@ from shipped_templates import STAND_INS, make_stand_in
 
 from pair_pm.errors import DataError, MissingPathError, TemplateError
 from pair_pm.policy_template import PolicyTemplate
+from pair_pm.prompt import neutralise
 
 # Where a template puts a system message into a user's turn, or refuses one: that turn, or none.
 FIRST, LAST, REFUSED = 0, -1, None
@@ -118,8 +119,12 @@ def test_a_marked_system_message_within_the_users_turn_is_read_as_one():
 
 
 _TEXT = st.text(st.one_of(st.sampled_from(" \n\t\"'{}%#:\\"), st.characters(codec="utf-8")), max_size=30)
-# Some templates drop a message that says nothing.
-_CONTENT = st.tuples(_TEXT, st.sampled_from("aé漢👩"), _TEXT).map("".join)
+# Some templates drop a message that says nothing. What holds a mark has tests of its own.
+_CONTENT = (
+    st.tuples(_TEXT, st.sampled_from("aé漢👩"), _TEXT)
+    .map("".join)
+    .filter(lambda text: neutralise(text) == text and "USER:" not in text and "ASSISTANT:" not in text)
+)
 
 
 @pytest.mark.parametrize("name", STAND_INS)
@@ -177,6 +182,17 @@ def test_a_prompt_of_another_policy_is_refused():
             template_of(name).split(llama + "hi", llama)
 
 
+def test_a_text_that_its_own_reading_does_not_render_to_is_refused():
+    prompt = render(tokenizer_of("llama3"), [user("hello")])
+    assert template_of("llama3").read_prompt(prompt) == [user("hello")]
+    with pytest.raises(DataError, match="no messages render to this text"):
+        template_of("llama3").read_prompt(prompt.replace("hello", " hello"))  # it trims
+    # EXAONE drops what leads to an answer, and of this one all; no messages but these come out so.
+    emptied = [user("a"), {"role": "assistant", "content": "a</think>"}, user("b")]
+    with pytest.raises(DataError, match="no messages render to this text"):
+        template_of("exaone4").read_prompt(render(tokenizer_of("exaone4"), emptied))
+
+
 def test_no_error_holds_text_of_a_user():
     prompt = "<|im_start|>user\nsecret<|im_end|>\n<|im_start|>tool\nsecret<|im_end|>\n<|im_start|>assistant\n"
     plain = render(make_small_tokenizer(), [user("secret")])
@@ -199,6 +215,12 @@ def test_a_plain_mark_without_its_counterpart_is_content():
     assert template_of("mistral_v1").read_prompt(render(tokenizer_of("mistral_v1"), messages)) == messages
 
 
+def test_an_end_of_text_in_a_message_is_content():
+    messages = [user("<s>old</s> new"), {"role": "assistant", "content": "</s>?"}, user("</s>")]
+    for name in ("mistral_v3_tekken", "alpaca"):
+        assert template_of(name).read_prompt(render(tokenizer_of(name), messages)) == messages
+
+
 def test_a_conversation_that_is_too_long_is_refused_before_it_is_rendered():
     turns = [user("a"), {"role": "assistant", "content": "b"}, user("c")]
     prompt = render(make_small_tokenizer(), turns)
@@ -214,6 +236,8 @@ def test_a_conversation_that_is_too_long_is_refused_before_it_is_rendered():
         "{{ messages[-1].content }}</s>",  # drops messages
         "{% for m in messages %}<u>{{ m.content }}{{ m.content }}</u>{% endfor %}",
         "{% for m in messages %}<u>{{ m.content|upper }}</u>{% endfor %}",
+        "{% for m in messages %}<u{{ loop.index }}>{{ m.content }}</u>{% endfor %}",  # turns unlike each other
+        "{% for m in messages %}<u>{{ m.content }}</u>{% endfor %}{{ messages|length }}",
         "{{ raise_exception('no') }}",
     ],
 )
