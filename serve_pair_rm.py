@@ -89,7 +89,7 @@ def _add_serve_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--host", default="127.0.0.1", help="address to listen on; others than this machine's own need an API key "
         "(default: 127.0.0.1)")  # fmt: skip
-    add("--port", type=int, default=8000, help="0 for any that is free (default: 8000)")
+    add("--port", type=_port, default=8000, help="0 for any that is free (default: 8000)")
     add("--api-key-file", metavar="FILE", help="its first line is the key that requests must carry as a bearer's "
         "(default: PAIR_PM_API_KEY of the environment, if set)")  # fmt: skip
     add("--allow-origin", action="append", default=[], metavar="ORIGIN",
@@ -120,6 +120,13 @@ def _count(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text} is not a number from 1")
+    return value
+
+
+def _port(text: str) -> int:
+    value = int(text)
+    if not 0 <= value < 2**16:
+        raise argparse.ArgumentTypeError(f"{text} is not a port from 0 to 65535")
     return value
 
 
@@ -211,6 +218,7 @@ def rank(arguments: argparse.Namespace) -> None:
 
 def serve(arguments: argparse.Namespace) -> None:
     """Serve the model until a signal."""
+    from pair_pm.policy_template import PolicyTemplate
     from pair_pm.serving.app import create_app
     from pair_pm.serving.server import is_local_address, open_socket, read_api_key, run
     from pair_pm.serving.settings import Limits, Settings
@@ -234,7 +242,10 @@ def serve(arguments: argparse.Namespace) -> None:
             body_timeout_s=arguments.body_timeout_s,
         ),
     )
-    app = create_app(load_scorer(arguments), settings, is_local=is_local_address(arguments.host))
+    template = arguments.policy_template and PolicyTemplate.from_pretrained(
+        arguments.policy_template, arguments.max_messages
+    )
+    app = create_app(load_scorer(arguments), settings, template, is_local=is_local_address(arguments.host))
     logging.getLogger("pair_pm.serving").setLevel(logging.INFO)
     host = f"[{arguments.host}]" if ":" in arguments.host else arguments.host
     address = f"http://{host}:{listener.getsockname()[1]}"

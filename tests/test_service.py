@@ -239,7 +239,7 @@ def test_metrics_count_pairs_batches_and_how_the_verdicts_lie(client):
         ("/v1/rank", {"prompt": "Q", "responses": ["a", "b"], "method": "dice"}, 422, "malformed", "method"),
         ("/v1/rank", {"prompt": "Q", "responses": ["a", "b"], "budget": 9}, 400, "invalid_option", ""),
         ("/v1/rank", {"prompt": "Q", "responses": ["a", "b"], "budget": "9"}, 422, "malformed", "budget"),
-        ("/v1/rank", {"prompt": "Q", "responses": ["words " * 40 + c for c in "abcdefgh"]}, 413, "limit_exceeded",
+        ("/v1/rank", {"prompt": "Q", "responses": ["words " * 15 + c for c in "abcdefgh"]}, 413, "limit_exceeded",
          "request"),
         ("/v1/compare", {"messages": MESSAGES * 2, "responses": ["a", "b"]}, 413, "limit_exceeded", "messages"),
         ("/v1/compare", {**BODY, "responses": ["a" * 30000, "b"]}, 413, "limit_exceeded", "body"),
@@ -269,7 +269,7 @@ def test_what_is_no_json_is_malformed(client):
 def test_log_tells_requests_but_not_what_they_say(client, process):
     client.post("/v1/compare", json={"prompt": "secret question", "responses": ["secret one", "secret two"]})
     client.post("/v1/compare", json={"prompt": "secret question", "responses": ["secret one", ""]})
-    client.post("/v1/secret\n%0aINFO forged")
+    client.post("/v1/x%0AINFO%20forged")
     log = process.log.read_text()
     assert re.search(r'POST "/v1/compare" 200 \d+ ms', log)
     assert "secret one" not in log
@@ -435,7 +435,7 @@ def test_long_ranking_does_not_starve_a_comparison(gated):
         assert comparison.answer.status_code == ranking.answer.status_code == 200
     ids = tuple(gated.encode_each([(BODY["prompt"], *BODY["responses"])])[0][0].ids)
     assert [ids in call for call in gated.engine.calls].index(True) == 1
-    assert len(gated.engine.calls) > 10
+    assert len(gated.engine.calls) > 5
 
 
 def test_damaged_weights_are_no_verdict(scorer):
@@ -450,11 +450,11 @@ def test_damaged_weights_are_no_verdict(scorer):
 
 
 def test_defect_is_a_typed_500_without_traceback_or_text_in_the_log(scorer, caplog):
-    quoted = "".join(["quo", "ted"])  # the log may show this line
+    text = "what a client said"
 
     class Defective(GatedEngine):
         def label_logprobs(self, prompts):
-            raise RuntimeError(quoted)
+            raise RuntimeError(text)
 
     defective = PairScorer(Defective(scorer.engine), scorer.encoder, scorer.recipe)
     with serve_in_thread(defective, Settings("judge")) as served, caplog.at_level("INFO", "pair_pm"):
@@ -462,7 +462,7 @@ def test_defect_is_a_typed_500_without_traceback_or_text_in_the_log(scorer, capl
         assert_problem(answer, 500, "internal")
         assert "Traceback" not in answer.text
     assert "RuntimeError" in caplog.text
-    assert quoted not in caplog.text
+    assert text not in caplog.text
 
 
 def test_temperature_of_the_card_is_used(scorer):

@@ -17,10 +17,12 @@ from starlette.responses import JSONResponse, Response
 from pair_pm import __version__
 from pair_pm.errors import PairPMError
 from pair_pm.group_rewards import COUNTED
+from pair_pm.policy_template import PolicyTemplate
 from pair_pm.scoring import Comparison, PairScorer
 from pair_pm.serving import schemas
 from pair_pm.serving.gate import OPEN_PATHS, Gate, HangUp
-from pair_pm.serving.problems import Problem, describe_error, exceed
+from pair_pm.serving.get_reward import GetRewardAnswer, GetRewardRequest, reward_queries
+from pair_pm.serving.problems import Problem, describe_error, exceed, retry
 from pair_pm.serving.service import Service
 from pair_pm.serving.settings import Settings
 
@@ -28,12 +30,15 @@ _STATIC = "/static-offline-docs"
 _REFUSALS = (400, 401, 408, 413, 415, 422, 429, 500, 503, 504)
 
 
-def create_app(scorer: PairScorer, settings: Settings, *, is_local: bool = True) -> FastAPI:
+def create_app(
+    scorer: PairScorer, settings: Settings, policy_template: PolicyTemplate | None = None, *, is_local: bool = True
+) -> FastAPI:
     """Return the service as an ASGI application; its `state.service` is the `Service`.
 
     Args:
         scorer: Of the model.
         settings: What is allowed.
+        policy_template: Reads what trainers send to /get_reward.
         is_local: Whether it is reached under this machine's own names alone.
     """
     service = Service(scorer, settings)
@@ -47,7 +52,7 @@ def create_app(scorer: PairScorer, settings: Settings, *, is_local: bool = True)
         swagger_ui_oauth2_redirect_url="/docs/oauth2-redirect",
     )
     app.state.service = service
-    _add_paths(app, service)
+    _add_paths(app, service, policy_template)
     for kind, handle in (
         (Problem, _answer_problem),
         (PairPMError, _answer_error),
@@ -67,10 +72,10 @@ def create_app(scorer: PairScorer, settings: Settings, *, is_local: bool = True)
     return app
 
 
-def _add_paths(app: FastAPI, service: Service) -> None:
+def _add_paths(app: FastAPI, service: Service, policy_template: PolicyTemplate | None) -> None:
     name = service.settings.model_name
     limits = service.settings.limits
-    finish = functools.partial(_finish, timeout_s=limits.request_timeout_s)
+    finish = functools.partial(_finish, service)
 
     @app.post("/v1/compare", response_model=schemas.CompareAnswer, tags=["comparisons"])
     async def compare(body: schemas.CompareRequest, request: Request):
@@ -144,6 +149,11 @@ def _add_paths(app: FastAPI, service: Service) -> None:
             }
         )
 
+    @app.post("/get_reward", response_model=GetRewardAnswer, tags=["rewards"])
+    async def get_reward(body: GetRewardRequest, request: Request):
+        """Rewards for OpenRLHF's remote reward client: each response against its reference answer, the label."""
+        return JSONResponse(await finish(request, reward_queries(service, policy_template, body)))
+
     @app.get("/v1/model", tags=["service"])
     async def model():
         """The model's recipe card, the versions here, and the limits of a request."""
@@ -168,18 +178,23 @@ def _add_paths(app: FastAPI, service: Service) -> None:
         return Response(service.measures.render(), media_type=CONTENT_TYPE_LATEST)
 
 
-async def _finish(request: Request, answer: Coroutine[Any, Any, Any], timeout_s: float):
-    """Return the answer, or stop working on it when the client leaves or the time is over."""
+async def _finish(service: Service, request: Request, answer: Coroutine[Any, Any, Any]):
+    """Return the answer, or stop working on it when the client leaves, its time is over, or the service ends."""
+    timeout_s = service.settings.limits.request_timeout_s
     work = asyncio.ensure_future(answer)
     leaving = asyncio.ensure_future(_wait_for_hang_up(request))
+    service.work.add(work)
     try:
         await asyncio.wait({work, leaving}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        if work.cancelled():
+            raise Problem(503, "draining", "the service had no time left; send it again", "", retry(1))
         if work.done():
             return work.result()
         if leaving.done():
             raise HangUp
         raise Problem(504, "deadline_exceeded", f"no answer within {timeout_s:g} s, which a request may take at most")
     finally:
+        service.work.discard(work)
         work.cancel()
         leaving.cancel()
 

@@ -5,7 +5,6 @@ import logging
 import os
 import secrets
 import socket
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -104,10 +103,9 @@ def run(app, listener: socket.socket, drain_timeout_s: float, announce: Callable
     server.run(sockets=[listener])
     service.close()
     if not server.is_drained:
-        # A thread that waits for a server of the weights cannot be ended, and would hold the exit.
-        logger.warning("requests were open after %g s; they were answered with 503", drain_timeout_s)
+        # A thread that computes, or waits for a server of the weights, cannot be ended, and would hold the exit.
+        logger.warning("the drain is over; what was not done was answered with 503")
         logging.shutdown()
-        sys.stdout.flush()
         os._exit(0)
 
 

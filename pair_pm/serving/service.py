@@ -29,6 +29,7 @@ _QUICKLY_ENCODED = 20_000  # characters: a few milliseconds, which the event loo
 _CHARS_A_TOKEN = 16  # more than text has; what a request may feed is known before it is tokenised
 _PROBE: Item = ("What is 2 + 2?", "4.", "Who knows?")
 _PROBE_TIMEOUT_S, _PROBE_KEPT_S = 5.0, 2.0
+_ABSENCE_S = 2.0  # of all servers of the weights, before a request is told to come back
 
 
 class RequestScorer(PairScorer):
@@ -63,6 +64,7 @@ class Service:
         measures: What it counts.
         is_draining: Whether new requests are refused.
         under_way: Requests that were taken and are not answered yet.
+        work: What is being done for them.
     """
 
     def __init__(self, scorer: PairScorer, settings: Settings):
@@ -70,13 +72,14 @@ class Service:
         self.settings = settings
         self.is_draining = False
         self.under_way = 0
-        self._tickets: set[Ticket] = set()
+        self.work: set[asyncio.Task] = set()
         self._threads = ThreadPoolExecutor(_RANKINGS_AT_ONCE, thread_name_prefix="request")
         self._is_remote = getattr(scorer.engine, "calls_at_once", 1) > 1
         self._probed_at = -np.inf
         self._probe: asyncio.Task | None = None
         self.measures = Measures(self._count_waiting, lambda: self.under_way)
         if self._is_remote:
+            scorer.engine.absence_s = _ABSENCE_S
             self._desk = PassThrough(scorer.engine, settings.limits.requests)
         else:
             self._desk = Batcher(scorer.engine, settings.batch_window_s, self.measures.note_batch)
@@ -92,7 +95,7 @@ class Service:
             if chars <= _QUICKLY_ENCODED:
                 results: list = scorer.encode_each(items)
             else:
-                results = await self._in_thread(scorer.encode_each, items)
+                results = await self.in_thread(scorer.encode_each, items)
             usable = [index for index, result in enumerate(results) if not isinstance(result, PairPMError)]
             comparisons = await _compare(scorer, ticket, [results[index] for index in usable])
             for index, comparison in zip(usable, comparisons, strict=True):
@@ -105,7 +108,7 @@ class Service:
         self._check_chars(most * _count_chars(context, responses, 2 / len(responses)))
         with self._issue_ticket() as ticket:
             scorer = RequestScorer(self.scorer, ticket, self.measures)
-            return await self._in_thread(rank, scorer, context, responses, method, seed, **options)
+            return await self.in_thread(rank, scorer, context, responses, method, seed, **options)
 
     async def reward(self, groups: Sequence[tuple], method: str, on_overlong: str, seed: int):
         """Return the rewards of groups and their counts, as `reward_groups`, and the tokens that it took."""
@@ -117,7 +120,12 @@ class Service:
         )
         with self._issue_ticket() as ticket:
             scorer = RequestScorer(self.scorer, ticket, self.measures)
-            return *await self._in_thread(reward_groups, scorer, groups, method, on_overlong, seed), ticket.tokens
+            return *await self.in_thread(reward_groups, scorer, groups, method, on_overlong, seed), ticket.tokens
+
+    async def in_thread(self, function: Callable, *arguments, **options):
+        """Return what a function does in a thread: what takes long would hold up all other requests."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads, lambda: function(*arguments, **options))
 
     async def check_ready(self) -> None:
         """Score a pair, unless one was scored a moment ago.
@@ -176,9 +184,9 @@ class Service:
         return None
 
     def give_up(self) -> None:
-        """Answer all that is under way that the service is stopping."""
-        for ticket in list(self._tickets):
-            ticket.refuse(Problem(503, "draining", "the service had no time left; send it again", "", retry(1)))
+        """Stop working on all that is under way; to be called on the event loop."""
+        for work in self.work:
+            work.cancel()
 
     def close(self) -> None:
         """End its threads, where they wait for nothing."""
@@ -191,16 +199,10 @@ class Service:
     @contextlib.contextmanager
     def _issue_ticket(self) -> Iterator[Ticket]:
         ticket = Ticket(self._desk, self.settings.limits.request_tokens)
-        self._tickets.add(ticket)
         try:
             yield ticket
         finally:
-            self._tickets.discard(ticket)
             ticket.close()
-
-    async def _in_thread(self, function: Callable, *arguments, **options):
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, lambda: function(*arguments, **options))
 
     def _count_waiting(self) -> int:
         return 0 if self._is_remote else self._desk.waiting_prompts

@@ -7,8 +7,8 @@ from concurrent.futures import CancelledError, Future
 
 import numpy as np
 
-from pair_pm.serving.desks import Desk, settle
-from pair_pm.serving.problems import Problem, exceed
+from pair_pm.serving.desks import Desk
+from pair_pm.serving.problems import exceed
 
 
 class Ticket:
@@ -29,14 +29,13 @@ class Ticket:
         self._most_tokens = most_tokens
         self._lock = threading.Lock()
         self._is_closed = False
-        self._problem: Problem | None = None
         self._answer: Future | None = None
 
     def label_logprobs(self, prompts: Sequence[Sequence[int]]) -> np.ndarray:
         """Return the natural-log probabilities of "A" and "B" as next token, float64, shape (prompts, 2).
 
         Raises:
-            Problem: the request has no tokens left, or is refused the rest of its way.
+            Problem: the request has no tokens left.
             CancelledError: it was closed.
             What the engine raises.
         """
@@ -47,26 +46,17 @@ class Ticket:
         return await asyncio.wrap_future(self._submit(prompts))
 
     def close(self) -> None:
-        """Give up what it waits for, and take no more: the client is gone, its time is over, or it is answered."""
+        """Give up what it waits for, and take no more: nobody wants its answer, or it is there."""
         with self._lock:
             self._is_closed = True
             if self._answer is not None:
                 self._answer.cancel()
-
-    def refuse(self, problem: Problem) -> None:
-        """Answer what it waits for, and all that it still asks, with a problem."""
-        with self._lock:
-            self._problem = problem
-            if self._answer is not None:
-                settle(self._answer, problem)
 
     def _submit(self, prompts: Sequence[Sequence[int]]) -> Future:
         tokens = sum(map(len, prompts))
         if self.tokens + tokens > self._most_tokens:
             raise exceed("request", f"{self.tokens + tokens} tokens", self._most_tokens, "--max-request-tokens")
         with self._lock:
-            if self._problem is not None:
-                raise self._problem
             if self._is_closed:
                 raise CancelledError
             self._answer = self._desk.submit(prompts, self.tokens)
