@@ -258,6 +258,27 @@ def render_attacked(pair, attack: Attack, place: str, is_neutralised: bool = Tru
     return render_prompt(context, pair.first, in_b), render_prompt(context, in_a, pair.first)
 
 
+def choose_pairs(scorer, dataset: str, count: int | None, longest: str) -> list:
+    """Return those of the first pairs of a data set that have room for the longest attack and are judged rightly.
+
+    Raises:
+        DataError: there is none.
+    """
+    from pair_pm.errors import DataError
+    from pair_pm.labelled_pairs import FIRST
+    from pair_pm.labelled_source import read_labelled_pairs
+
+    labelled = [pair for pair in read_labelled_pairs(dataset).pairs if pair.label == FIRST][:count]
+    roomy = [pair for pair in labelled if scorer.fits(pair.messages, pair.first, pair.second + longest)]
+    lost = find_losses(scorer, roomy, Attack("", "", "", ""), "end") if roomy else []
+    right = [pair for pair, is_lost in zip(roomy, lost, strict=True) if not is_lost]
+    counts = f"{len(labelled)} labelled pairs, {len(roomy)} with room for the attacks, {len(right)} judged rightly"
+    if not right:
+        raise DataError(f"{dataset}: {counts}; one that is judged rightly is required")
+    print(counts, file=sys.stderr)
+    return right
+
+
 def find_losses(scorer, pairs: Sequence, attack: Attack, place: str, is_neutralised: bool = True) -> np.ndarray:
     """Return 1 for each pair whose first response does not win, else 0, shape (pairs,)."""
     from pair_pm.scoring import compare_logprobs
@@ -360,23 +381,18 @@ def main(argv: list[str] | None = None) -> int:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # so small a model is slower on two threads than on one
     from pair_pm import PairScorer
     from pair_pm.errors import PairPMError
-    from pair_pm.labelled_pairs import FIRST
-    from pair_pm.labelled_source import read_labelled_pairs
 
     try:
         scorer = PairScorer.from_pretrained(arguments.model)
-        labelled = read_labelled_pairs(arguments.dataset).pairs
+        tokenizer = scorer.encoder.tokenizer
+        chat = ChatMarks.of(tokenizer)
+        work = [(attack, list_reordered(attack, chat.special_tokens)) for attack in list_structure_attacks(chat)]
+        work += [(attack, []) for attack in list_plain_attacks()]
+        longest = max((attack.in_b for attack, _ in work), key=lambda text: count_tokens(tokenizer, text))
+        pairs = choose_pairs(scorer, arguments.dataset, arguments.pairs, longest)
     except PairPMError as error:
         print(f"{error}\n`make demo` makes the quickstart's model and data", file=sys.stderr)
         return 1
-    labelled = [pair for pair in labelled if pair.label == FIRST][: arguments.pairs]
-    lost = find_losses(scorer, labelled, Attack("", "", "", ""), "end")
-    pairs = [pair for pair, is_lost in zip(labelled, lost, strict=True) if not is_lost]
-    print(f"{len(pairs)} of {len(labelled)} pairs are judged rightly without attack", file=sys.stderr)
-
-    chat = ChatMarks.of(scorer.encoder.tokenizer)
-    work = [(attack, list_reordered(attack, chat.special_tokens)) for attack in list_structure_attacks(chat)]
-    work += [(attack, []) for attack in list_plain_attacks()]
     bootstrap = PromptBootstrap([pair.prompt_key for pair in pairs])
     print_header("kind", "attack", "place", "tokens")
     cells = []

@@ -94,6 +94,11 @@ def test_inert_text_has_the_words_of_the_attack_and_none_of_its_marks(encoder):
                 assert not [mark for mark in marks if mark in reordered], reordered
 
 
+def test_instructions_and_spam_forge_nothing_and_reach_the_judge_as_they_are():
+    for attack in attacks.list_plain_attacks():
+        assert attack.map(neutralise) == attack
+
+
 @pytest.mark.parametrize(
     ("text", "reordered"),
     [
@@ -131,3 +136,10 @@ def test_a_run_on_a_tiny_model_ends_with_the_figures(tmp_path, capsys):
         *structure,
         *("instructions", "label spam"),
     ]
+
+
+def test_a_data_set_without_a_pair_that_is_judged_rightly_is_refused(tmp_path, capsys):
+    save_tiny_checkpoint(tmp_path / "model", "llama", TOKENIZERS["llama3"]())
+    data = write_lines(tmp_path / "pairs.jsonl", {"prompt": "?", "chosen": "x " * 1000, "rejected": "no"})
+    assert attacks.main(["--model", str(tmp_path / "model"), "--dataset", data]) == 1
+    assert "1 labelled pairs, 0 with room for the attacks, 0 judged rightly; one" in capsys.readouterr().err
