@@ -72,6 +72,7 @@ def show_result(summary: dict) -> int:
     print(f"Required: accuracy {REQUIRED_ACCURACY} (found {accuracy:.3f}), "
           f"verdicts that survive the swap {REQUIRED_CONSISTENCY} (found {consistency:.3f})")  # fmt: skip
     print("This shows that the machinery works; it says nothing about the quality of a model on real preferences.")
+    print(f"Try the model in a browser or over HTTP: python serve_pair_rm.py serve --model {RUN}/model")
     if accuracy < REQUIRED_ACCURACY or consistency < REQUIRED_CONSISTENCY:
         print("FAILED: the model misses what is required.", file=sys.stderr)
         return 1
