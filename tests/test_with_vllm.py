@@ -10,9 +10,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 from conftest import ROOT
+from service_process import run_service
 from test_readme import VLLM_FLAGS
 from vllm_process import VLLMProcess
 
@@ -103,15 +105,24 @@ def test_two_servers_share_the_work_and_agree(servers, items, in_process):
     assert min(shares) > sum(shares) / 10
 
 
-def test_two_servers_share_small_calls_that_come_together(servers, items, in_process):
-    scorer = PairScorer.from_pretrained(str(MODEL), engine=",".join(server.url for server in servers[:2]))
+def test_service_before_two_servers_spreads_the_load_of_its_clients(servers, items, in_process, tmp_path):
     before = [server.count("request_success_total") for server in servers[:2]]
-    with ThreadPoolExecutor(32) as pool:
-        found = list(pool.map(lambda item: scorer.compare(*item), items[:256]))
-    assert largest_difference(found, in_process[:256]) < TOLERANCE
-    shares = [server.count("request_success_total") - known for server, known in zip(servers, before, strict=False)]
-    assert sum(shares) >= 2 * 256  # an examination after a pause adds its own
-    assert min(shares) >= 0.2 * sum(shares)  # the cores that both share need not serve them alike
+    urls = ",".join(server.url for server in servers[:2])
+    with run_service(MODEL, tmp_path / "log", "--engine", urls) as service, ThreadPoolExecutor(32) as pool:
+
+        def ask(item) -> tuple[float, float]:
+            body = {"messages": item[0], "responses": item[1:]}
+            answer = httpx.post(f"{service.url}/v1/compare", json=body, timeout=60)
+            assert answer.status_code == 200, answer.text
+            return answer.json()["log_odds_of_a"]
+
+        found = np.array(list(pool.map(ask, items[:256])))
+        expected = np.array([comparison.log_odds_of_a for comparison in in_process[:256]])
+        assert np.abs(found - expected).max() < TOLERANCE
+        shares = [server.count("request_success_total") - known for server, known in zip(servers, before, strict=False)]
+        assert sum(shares) >= 2 * 256  # examinations add their own
+        assert min(shares) >= 0.2 * sum(shares)  # the cores that both share need not serve them alike
+        assert httpx.get(f"{service.url}/ready").status_code == 200
 
 
 def test_too_long_a_prompt_is_refused_without_a_server(servers):
