@@ -1,6 +1,10 @@
-"""What requests and answers look like: the source of their validation and of the OpenAPI document."""
+"""What requests and answers look like: the source of their validation and of the OpenAPI document.
 
-from typing import Annotated, Literal
+A body is refused for its first fault. Pydantic would list all: of one body of four megabytes those are millions, which
+take gigabytes of memory, and minutes in which nobody else is answered.
+"""
+
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -23,6 +27,15 @@ class Shape(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unknown_names(cls, found: Any) -> Any:
+        if isinstance(found, dict):
+            for name in found:
+                if name not in cls.model_fields:
+                    raise ValueError(f"unknown name {name[:50]!r}; one of {', '.join(cls.model_fields)} is required")
+        return found
+
 
 class ChatMessage(Shape):
     """One message."""
@@ -35,7 +48,7 @@ class Conversation(Shape):
     """What is responded to: `prompt`, one user message, or `messages`, up to the last user message."""
 
     prompt: str | None = None
-    messages: list[ChatMessage] | None = None
+    messages: Annotated[list[ChatMessage], Field(fail_fast=True)] | None = None
 
     @model_validator(mode="after")
     def _require_one(self) -> "Conversation":
@@ -61,7 +74,7 @@ class CompareRequest(Conversation):
             ]
         }
     )
-    responses: Annotated[list[str], Field(min_length=2, max_length=2)]
+    responses: Annotated[list[str], Field(min_length=2, max_length=2, fail_fast=True)]
 
 
 class BatchRequest(Shape):
@@ -79,7 +92,7 @@ class BatchRequest(Shape):
             ]
         }
     )
-    comparisons: Annotated[list[CompareRequest], Field(min_length=1)]
+    comparisons: Annotated[list[CompareRequest], Field(min_length=1, fail_fast=True)]
 
 
 class RankRequest(Conversation):
@@ -88,7 +101,7 @@ class RankRequest(Conversation):
     model_config = ConfigDict(
         json_schema_extra={"examples": [{"prompt": _PROMPT, "responses": [*_RESPONSES, "Four."], "method": "chordal"}]}
     )
-    responses: Annotated[list[str], Field(min_length=1)]
+    responses: Annotated[list[str], Field(min_length=1, fail_fast=True)]
     method: Literal[METHODS] = "round_robin"
     budget: Annotated[int | None, Field(ge=1, le=10**6, description="most prompts; not for round_robin")] = None
     orders: Annotated[
@@ -101,7 +114,7 @@ class RankRequest(Conversation):
 class RewardGroup(Conversation):
     """The completions of one prompt."""
 
-    completions: Annotated[list[str], Field(min_length=1)]
+    completions: Annotated[list[str], Field(min_length=1, fail_fast=True)]
 
 
 class RewardsRequest(Shape):
@@ -110,7 +123,7 @@ class RewardsRequest(Shape):
     model_config = ConfigDict(
         json_schema_extra={"examples": [{"groups": [{"prompt": _PROMPT, "completions": [*_RESPONSES, "Four."]}]}]}
     )
-    groups: Annotated[list[RewardGroup], Field(min_length=1)]
+    groups: Annotated[list[RewardGroup], Field(min_length=1, fail_fast=True)]
     method: Literal[REWARD_METHODS] = DEFAULT_METHOD
     on_overlong: Literal[ON_OVERLONG] = ON_OVERLONG[0]
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
