@@ -9,6 +9,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from operator import mul
 
 import numpy as np
 
@@ -27,6 +28,7 @@ from pair_pm.serving.tickets import Ticket
 _RANKINGS_AT_ONCE = 64
 _QUICKLY_ENCODED = 20_000  # characters: a few milliseconds, which the event loop can spare
 _CHARS_A_TOKEN = 16  # more than text has; what a request may feed is known before it is tokenised
+_ENCODED_AT_ONCE = 256  # prompts, between two looks at whether anybody still waits
 _PROBE: Item = ("What is 2 + 2?", "4.", "Who knows?")
 _PROBE_TIMEOUT_S, _PROBE_KEPT_S = 5.0, 2.0
 _ABSENCE_S = 2.0  # of all servers of the weights, before a request is told to come back
@@ -37,6 +39,8 @@ class RequestScorer(PairScorer):
 
     def __init__(self, scorer: PairScorer, ticket: Ticket, measures: Measures):
         super().__init__(ticket, scorer.encoder, scorer.recipe)
+        self._ticket = ticket
+        self._most_chars = _CHARS_A_TOKEN * (scorer.engine.max_prompt_tokens or ticket.most_tokens)
         self._warned_of_label_mass = True  # the service warns once, at its start; from then on the metrics show it
         self._measures = measures
 
@@ -51,6 +55,25 @@ class RequestScorer(PairScorer):
         comparisons = super().compare_in_order(items)
         self._measures.note_ordered(comparisons)
         return comparisons
+
+    def _encode(self, texts: Sequence[str]) -> list:
+        """Return the prompts, or what is wrong with each; a text of megabytes is too long without being tokenised."""
+        results = [self._find_excess_of_text(text) for text in texts]
+        usable = [text for text, problem in zip(texts, results, strict=True) if problem is None]
+        encoded: list = []
+        for start in range(0, len(usable), _ENCODED_AT_ONCE):
+            self._ticket.check()
+            encoded += super()._encode(usable[start : start + _ENCODED_AT_ONCE])
+        rest = iter(encoded)
+        return [problem or next(rest) for problem in results]
+
+    def _find_excess_of_text(self, text: str) -> PromptTooLongError | None:
+        if len(text) <= self._most_chars:
+            return None
+        return PromptTooLongError(
+            f"prompt {text[:60]!r}…: {len(text)} characters; at most {self._most_chars} are required, "
+            f"{_CHARS_A_TOKEN} for each token that the model takes"
+        )
 
 
 class Service:
@@ -73,6 +96,8 @@ class Service:
         self.is_draining = False
         self.under_way = 0
         self.work: set[asyncio.Task] = set()
+        [(shortest, _)] = scorer.encode_each([("?", ".", ".")])
+        self._fewest_tokens = len(shortest.ids) - 3  # of any prompt: one of nothing but what stands around the texts
         self._threads = ThreadPoolExecutor(_RANKINGS_AT_ONCE, thread_name_prefix="request")
         self._is_remote = getattr(scorer.engine, "calls_at_once", 1) > 1
         self._probed_at = -np.inf
@@ -91,7 +116,7 @@ class Service:
         with self._issue_ticket() as ticket:
             scorer = RequestScorer(self.scorer, ticket, self.measures)
             chars = sum(2 * _count_chars(context, responses) for context, *responses in items)
-            self._check_chars(chars)
+            self._check_size(2 * len(items), chars)
             if chars <= _QUICKLY_ENCODED:
                 results: list = scorer.encode_each(items)
             else:
@@ -105,19 +130,16 @@ class Service:
     async def rank(self, context, responses: Sequence[str], method: str, seed: int, **options):
         """Return the `Ranking` of responses; options as `pair_pm.ranking.rank_many` takes them."""
         most = count_most_calls(method, len(responses), options["budget"], options["orders"])
-        self._check_chars(most * _count_chars(context, responses, 2 / len(responses)))
+        self._check_size(most, most * _count_chars(context, responses, 2 / len(responses)))
         with self._issue_ticket() as ticket:
             scorer = RequestScorer(self.scorer, ticket, self.measures)
             return await self.in_thread(rank, scorer, context, responses, method, seed, **options)
 
     async def reward(self, groups: Sequence[tuple], method: str, on_overlong: str, seed: int):
         """Return the rewards of groups and their counts, as `reward_groups`, and the tokens that it took."""
-        self._check_chars(
-            sum(
-                count_most_calls(method, len(texts), None, None) * _count_chars(context, texts, 2 / len(texts))
-                for context, texts in groups
-            )
-        )
+        calls = [count_most_calls(method, len(set(texts)), None, None) for _, texts in groups]
+        chars = (_count_chars(context, texts, 2 / len(texts)) for context, texts in groups)
+        self._check_size(sum(calls), sum(map(mul, calls, chars)))
         with self._issue_ticket() as ticket:
             scorer = RequestScorer(self.scorer, ticket, self.measures)
             return *await self.in_thread(reward_groups, scorer, groups, method, on_overlong, seed), ticket.tokens
@@ -207,10 +229,15 @@ class Service:
     def _count_waiting(self) -> int:
         return 0 if self._is_remote else self._desk.waiting_prompts
 
-    def _check_chars(self, chars: float) -> None:
-        most = _CHARS_A_TOKEN * self.settings.limits.request_tokens
-        if chars > most:
-            raise exceed("request", f"prompts of {chars:.0f} characters", most, "16 for each of --max-request-tokens")
+    def _check_size(self, prompts: int, chars: float) -> None:
+        """Refuse a request for what is too much by its number alone: it would take memory before tokens are counted."""
+        most = self.settings.limits.request_tokens
+        if prompts * self._fewest_tokens > most:
+            raise exceed("request", f"{prompts} prompts", most // self._fewest_tokens,
+                f"{self._fewest_tokens} of --max-request-tokens for each")  # fmt: skip
+        if chars > _CHARS_A_TOKEN * most:
+            raise exceed("request", f"prompts of {chars:.0f} characters", _CHARS_A_TOKEN * most,
+                f"{_CHARS_A_TOKEN} for each of --max-request-tokens")  # fmt: skip
 
 
 async def _compare(

@@ -19,6 +19,7 @@ class Ticket:
         most_tokens: That it may feed.
 
     Attributes:
+        most_tokens: See above.
         tokens: Fed so far.
     """
 
@@ -26,7 +27,7 @@ class Ticket:
         self.max_prompt_tokens = desk.max_prompt_tokens
         self.tokens = 0
         self._desk = desk
-        self._most_tokens = most_tokens
+        self.most_tokens = most_tokens
         self._lock = threading.Lock()
         self._is_closed = False
         self._answer: Future | None = None
@@ -45,6 +46,15 @@ class Ticket:
         """Return the same, for code of the event loop."""
         return await asyncio.wrap_future(self._submit(prompts))
 
+    def check(self) -> None:
+        """Return if anybody still waits: for what takes long without the engine.
+
+        Raises:
+            CancelledError: it was closed.
+        """
+        if self._is_closed:
+            raise CancelledError
+
     def close(self) -> None:
         """Give up what it waits for, and take no more: nobody wants its answer, or it is there."""
         with self._lock:
@@ -54,11 +64,16 @@ class Ticket:
 
     def _submit(self, prompts: Sequence[Sequence[int]]) -> Future:
         tokens = sum(map(len, prompts))
-        if self.tokens + tokens > self._most_tokens:
-            raise exceed("request", f"{self.tokens + tokens} tokens", self._most_tokens, "--max-request-tokens")
+        if self.tokens + tokens > self.most_tokens:
+            raise exceed("request", f"{self.tokens + tokens} tokens", self.most_tokens, "--max-request-tokens")
         with self._lock:
-            if self._is_closed:
-                raise CancelledError
+            self.check()
             self._answer = self._desk.submit(prompts, self.tokens)
         self.tokens += tokens
         return self._answer
+
+    def _check_open(self) -> None:
+        if self._problem is not None:
+            raise self._problem
+        if self._is_closed:
+            raise CancelledError
