@@ -27,7 +27,7 @@ from pair_pm.serving.service import Service
 from pair_pm.serving.settings import Settings
 
 _STATIC = "/static-offline-docs"
-_REFUSALS = (400, 401, 408, 413, 415, 422, 429, 500, 503, 504)
+_REFUSALS = (400, 401, 408, 413, 415, 421, 422, 429, 500, 503, 504)
 
 
 def create_app(
@@ -44,6 +44,7 @@ def create_app(
     service = Service(scorer, settings)
     app = FastAPIOffline(
         redoc_url=None,
+        redirect_slashes=False,  # to what the Host header says
         title="pair_pm",
         version=__version__,
         description="Which of two responses is better, and in which order several are, by a pairwise preference model.",
@@ -235,17 +236,17 @@ async def _answer_malformed(request: Request, error: RequestValidationError) -> 
     if first["type"] == "json_invalid":
         problem = Problem(422, "malformed", f"no JSON at character {first['loc'][-1]}; JSON is required", "body")
         return await _answer_problem(request, problem)
-    where = ".".join(str(part) for part in first["loc"][1:])
+    where = ".".join(str(part) for part in first["loc"][1:]) or "body"
     message = re.sub(r"^Value error, ", "", first["msg"])
     more = f" ({len(others)} more like it)" if others else ""
     return await _answer_problem(request, Problem(422, "malformed", f"{message}{more}", where[:200]))
 
 
 async def _answer_http_error(request: Request, error: HTTPException) -> JSONResponse:
-    path = request.url.path[:100]
+    path = request.scope["path"][:100]  # its url would be built of the Host header, which may be none
     problem = {
         404: Problem(404, "not_found", f"no path {path!r}; one of those in /docs is required"),
-        405: Problem(405, "method_not_allowed", f"{request.method}; a method of {path!r} in /docs is required"),
+        405: Problem(405, "method_not_allowed", f"{request.method[:20]}; a method of {path!r} in /docs is required"),
     }.get(
         error.status_code,
         Problem(422, "malformed", "the body cannot be read; JSON of the documented shape is required"),

@@ -7,6 +7,7 @@ a traceback.
 import asyncio
 import base64
 import hmac
+import ipaddress
 import json
 import logging
 import time
@@ -22,7 +23,6 @@ logger = logging.getLogger(__name__)
 
 # They tell nothing of the model, and the page has to be there before it can ask for a key.
 OPEN_PATHS = ("/", "/health", "/ready", "/docs", "/openapi.json")
-_LOCAL_NAMES = {"localhost", "127.0.0.1", "[::1]"}
 
 
 class HangUp(Exception):
@@ -70,8 +70,12 @@ class Gate:
 
     async def _answer(self, scope, receive, visit: "_Visit") -> None:
         headers = dict(scope["headers"])
-        if self.is_local and _host_of(headers) not in _LOCAL_NAMES:
+        if self.is_local and not _is_local_name(_host_of(headers)):
             raise Problem(421, "unknown_host", "another host's name; localhost or 127.0.0.1 is required", "host")
+        if "\0" in scope["path"]:
+            raise Problem(404, "not_found", "a path with NUL; one of those in /docs is required")
+        if scope["path"].startswith(self.open_folder):  # parts of a file: Starlette gathers thousands of them, slowly
+            scope = {**scope, "headers": [header for header in scope["headers"] if header[0] != b"range"]}
         if scope["path"] in OPEN_PATHS or scope["path"].startswith(self.open_folder):
             await self.app(scope, receive, visit.send)
             return
@@ -102,27 +106,29 @@ class Gate:
         limits = self.service.settings.limits
         if headers.get(b"content-type", b"").split(b";")[0].strip().lower() != b"application/json":
             raise Problem(415, "not_json", "another content type; application/json is required", "content-type")
-        declared = int(headers.get(b"content-length", b"0"))  # the server lets no other through than digits
-        size, parts = declared, []
+        if b"transfer-encoding" in headers and b"content-length" in headers:  # a proxy may have believed the other one
+            raise Problem(
+                400, "invalid_http", "Content-Length and Transfer-Encoding; one of them is required",
+                "content-length", {"Connection": "close"},
+            )  # fmt: skip
+        size, body = int(headers.get(b"content-length", b"0")), bytearray()  # the server lets only digits through
         try:
             async with asyncio.timeout(limits.body_timeout_s):
                 while size <= limits.body_bytes:
                     message = await receive()
                     if message["type"] == "http.disconnect":
                         raise HangUp
-                    parts.append(message.get("body", b""))
+                    body += message.get("body", b"")
                     if not message.get("more_body"):
-                        return b"".join(parts)
-                    size += 0 if declared else len(parts[-1])  # the server holds a client to what it declared
+                        return bytes(body)
+                    size = max(size, len(body))
         except TimeoutError:
             raise Problem(
                 408, "body_timeout", f"not all of the body came within {limits.body_timeout_s:g} s; it is required",
                 "body", {"Connection": "close"},
             ) from None  # fmt: skip
-        # Of a declared length the server reads the rest away, so that the client gets to the answer.
-        problem = exceed("body", f"{size} bytes", limits.body_bytes, "--max-body-bytes")
-        problem.headers = {} if declared else {"Connection": "close"}
-        raise problem
+        # The connection reads some of the rest away, so that the client gets to the answer.
+        raise exceed("body", f"{size} bytes", limits.body_bytes, "--max-body-bytes")
 
     def _log_defect(self, error: Exception) -> None:
         if self.service.settings.log_prompts:
@@ -135,7 +141,8 @@ class Gate:
         path = scope["path"] if scope["path"] in self.paths else "other"
         seconds = time.monotonic() - visit.started
         self.service.measures.note_request(path, visit.status, seconds)
-        logger.info("%s %s %d %.0f ms", scope["method"], json.dumps(scope["path"]), visit.status, 1000 * seconds)
+        called = f"{scope['method'][:20]} {json.dumps(scope['path'][:200])}"  # one line, however they were spelled
+        logger.info("%s %d %.0f ms", called, visit.status, 1000 * seconds)
 
 
 class _Visit:
@@ -160,6 +167,14 @@ class _Visit:
 def _host_of(headers: dict[bytes, bytes]) -> str:
     host = headers.get(b"host", b"").decode("latin-1").lower()
     return host.rpartition(":")[0] if not host.endswith("]") and ":" in host else host
+
+
+def _is_local_name(host: str) -> bool:
+    """Return whether a host is this machine whoever is asked: no name of the web's can pass for an address."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
 
 
 def _read_key(authorization: bytes) -> bytes:

@@ -2,6 +2,7 @@
 
     400  invalid_data         a conversation or response that the format cannot hold
     400  invalid_option       options that contradict each other, or that this service was not started for
+    400  invalid_http         no request of HTTP/1.1
     400  prompt_too_long      a comparison exceeds what the model was made or trained for
     401  unauthorized         no API key, or another one
     404  not_found            no such path
@@ -15,6 +16,7 @@
     500  internal             a defect of the service; its log has more
     503  engine_unavailable   the weights cannot be asked now; try again after Retry-After
     503  draining             the service is stopping; try again after Retry-After
+    503  too_many_connections  more than the service keeps are open; try again after Retry-After
     504  deadline_exceeded    no answer within the time that a request may take
 
 Requests change nothing, so that any of them can be sent again: after 429 and 503 when Retry-After says, and after 504

@@ -3,17 +3,17 @@
 import ipaddress
 import logging
 import os
+import resource
 import secrets
 import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-import h11
 import uvicorn
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from pair_pm.errors import ConfigError, MissingPathError
+from pair_pm.serving.connection import IDLE_S, MOST_CONNECTIONS, Connection
 from pair_pm.serving.service import Service
 
 logger = logging.getLogger(__name__)
@@ -21,9 +21,6 @@ logger = logging.getLogger(__name__)
 API_KEY_VARIABLE = "PAIR_PM_API_KEY"
 _SHORTEST_KEY = 16
 _MOST_HEADER_BYTES = 64 * 2**10
-_HEADER_TIMEOUT_S = 15.0
-_IDLE_S = 75.0  # longer than clients and proxies keep a connection, so that none is used as it closes
-_MOST_CONNECTIONS = 1000
 _FAREWELL_S = 1.0  # of the drain, for answers to go out once nothing more is computed
 
 
@@ -86,18 +83,18 @@ def run(app, listener: socket.socket, drain_timeout_s: float, announce: Callable
     """
     config = uvicorn.Config(
         app,
-        http=_Connection,
+        http=Connection,
         ws="none",
         log_config=None,
         access_log=False,
         server_header=False,
         proxy_headers=False,
-        timeout_keep_alive=_IDLE_S,
+        timeout_keep_alive=IDLE_S,
         timeout_graceful_shutdown=_FAREWELL_S,
         h11_max_incomplete_event_size=_MOST_HEADER_BYTES,
-        limit_concurrency=_MOST_CONNECTIONS,
-        backlog=2 * _MOST_CONNECTIONS,
+        backlog=2 * MOST_CONNECTIONS,
     )
+    _allow_open_files(2 * MOST_CONNECTIONS + 200)
     service: Service = app.state.service
     server = _Server(config, service, drain_timeout_s, announce)
     server.run(sockets=[listener])
@@ -107,6 +104,14 @@ def run(app, listener: socket.socket, drain_timeout_s: float, announce: Callable
         logger.warning("the drain is over; what was not done was answered with 503")
         logging.shutdown()
         os._exit(0)
+
+
+def _allow_open_files(count: int) -> None:
+    """Raise the process's limit, often 1024, where it may be raised: connections are files."""
+    now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = count if most == resource.RLIM_INFINITY else min(count, most)
+    if now != resource.RLIM_INFINITY and now < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
 
 
 class _Server(uvicorn.Server):
@@ -135,6 +140,9 @@ class _Server(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         """Return whether to end, which is asked ten times a second."""
+        if counter % 10 == 0:
+            for connection in list(self.server_state.connections):
+                connection.close_if_stuck()
         if self._service.is_draining:
             if not self._service.under_way:
                 return True
@@ -143,29 +151,3 @@ class _Server(uvicorn.Server):
                 self._service.give_up()
                 return True
         return await super().on_tick(counter)
-
-
-class _Connection(H11Protocol):
-    """A connection that must send a request's head within a time: else a few slow ones would hold all there may be."""
-
-    def connection_made(self, transport) -> None:
-        """Start the clock of the first request."""
-        super().connection_made(transport)
-        self._head_timer = self.loop.call_later(_HEADER_TIMEOUT_S, self._close_without_head)
-
-    def data_received(self, data: bytes) -> None:
-        """Take what came; the clock goes on until a request's head is whole."""
-        super().data_received(data)
-        if self.conn.their_state is not h11.IDLE:
-            self._head_timer.cancel()
-        elif self._head_timer.cancelled() and self.conn.trailing_data[0]:
-            self._head_timer = self.loop.call_later(_HEADER_TIMEOUT_S, self._close_without_head)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Stop the clock."""
-        self._head_timer.cancel()
-        super().connection_lost(exc)
-
-    def _close_without_head(self) -> None:
-        if self.conn.their_state is h11.IDLE and not self.transport.is_closing():
-            self.transport.close()
