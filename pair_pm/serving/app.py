@@ -236,7 +236,7 @@ async def _answer_malformed(request: Request, error: RequestValidationError) -> 
     if first["type"] == "json_invalid":
         problem = Problem(422, "malformed", f"no JSON at character {first['loc'][-1]}; JSON is required", "body")
         return await _answer_problem(request, problem)
-    where = ".".join(str(part) for part in first["loc"][1:]) or "body"
+    where = ".".join(str(part) for part in first["loc"][1:])
     message = re.sub(r"^Value error, ", "", first["msg"])
     more = f" ({len(others)} more like it)" if others else ""
     return await _answer_problem(request, Problem(422, "malformed", f"{message}{more}", where[:200]))

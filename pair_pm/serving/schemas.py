@@ -29,12 +29,11 @@ class Shape(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _refuse_unknown_names(cls, found: Any) -> Any:
-        if isinstance(found, dict):
-            for name in found:
-                if name not in cls.model_fields:
-                    raise ValueError(f"unknown name {name[:50]!r}; one of {', '.join(cls.model_fields)} is required")
-        return found
+    def _keep_one_unknown_name(cls, found: Any) -> Any:
+        if not isinstance(found, dict) or len(found) <= len(cls.model_fields):
+            return found
+        unknown = next(name for name in found if name not in cls.model_fields)
+        return {name: found[name] for name in (*cls.model_fields, unknown) if name in found}
 
 
 class ChatMessage(Shape):
