@@ -71,9 +71,3 @@ class Ticket:
             self._answer = self._desk.submit(prompts, self.tokens)
         self.tokens += tokens
         return self._answer
-
-    def _check_open(self) -> None:
-        if self._problem is not None:
-            raise self._problem
-        if self._is_closed:
-            raise CancelledError
