@@ -14,6 +14,7 @@ import logging
 import math
 import shlex
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
@@ -245,12 +246,25 @@ def serve(arguments: argparse.Namespace) -> None:
     template = arguments.policy_template and PolicyTemplate.from_pretrained(
         arguments.policy_template, arguments.max_messages
     )
-    app = create_app(load_scorer(arguments), settings, template, is_local=is_local_address(arguments.host))
+    app = create_app(
+        _load_in_a_thread_that_ends(arguments), settings, template, is_local=is_local_address(arguments.host)
+    )
     logging.getLogger("pair_pm.serving").setLevel(logging.INFO)
     host = f"[{arguments.host}]" if ":" in arguments.host else arguments.host
     address = f"http://{host}:{listener.getsockname()[1]}"
     ready = f"{settings.model_name} at {address}: a page to try it, and the API at {address}/docs"
     run(app, listener, arguments.drain_timeout_s, lambda: print(ready, file=sys.stderr, flush=True))
+
+
+def _load_in_a_thread_that_ends(arguments: argparse.Namespace):
+    """Return the scorer, which another thread will use.
+
+    Every thread that computes keeps OpenMP workers until it ends. With those of the thread that loaded the model beside
+    its own, the thread that serves would have more workers than cores, which then sleep between any two operations: a
+    small model takes twice as long.
+    """
+    with ThreadPoolExecutor(1) as loading:
+        return loading.submit(load_scorer, arguments).result()
 
 
 def _complete(arguments: argparse.Namespace, task, options: dict) -> None:

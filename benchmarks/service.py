@@ -15,7 +15,7 @@ In turn, `--repeats` times:
 The last line on stdout is one JSON object: `ratio_to_offline` (pairs a second of 32 clients over `score`'s),
 `latency_ratio_one_client` (median latency of one client, less the batch window, over the median of a bare call),
 `p99_ms_32`, `failed` (requests not answered 200, of all), `memory_growth` (resident memory of the server after all
-turns over that after the first, less 1), each of the Gemma; the same with `tiny_` before them.
+turns over that before them, less 1), each of the Gemma; the same with `tiny_` before them.
 """
 
 import argparse
@@ -30,11 +30,13 @@ import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import urlsplit
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks"), str(ROOT / "tests")]  # runs from a clean clone
 
 from scoring import read_pairs, save_checkpoint  # noqa: E402
+from service_process import run_service  # noqa: E402
 
 QUICKSTART = ROOT / "examples/quickstart"
 CLIENTS = (1, 8, 32)
@@ -55,31 +57,10 @@ class Turns:
     failed: int = 0
 
 
-class Server:
-    """A service process."""
-
-    def __init__(self, model: Path):
-        command = [sys.executable, str(ROOT / "serve_pair_rm.py"), "serve", "--model", str(model), "--port", "0"]
-        command += ["--batch-window-ms", str(WINDOW_MS)]
-        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-        for line in self.process.stderr:
-            if found := re.search(r" at http://127\.0\.0\.1:(\d+)", line):
-                self.port = int(found[1])
-                break
-        else:
-            raise SystemExit(f"the service ended with {self.process.wait()}")
-        self._drain = subprocess.Popen(["cat"], stdin=self.process.stderr, stdout=subprocess.DEVNULL)
-
-    def measure_resident(self) -> int:
-        """Return its resident memory in bytes."""
-        status = Path(f"/proc/{self.process.pid}/status").read_text()
-        return 1024 * int(re.search(r"VmRSS:\s+(\d+)", status)[1])
-
-    def stop(self) -> None:
-        """End it, and wait."""
-        self.process.terminate()
-        self.process.wait()
-        self._drain.wait()
+def measure_resident(process: subprocess.Popen) -> int:
+    """Return a process's resident memory in bytes."""
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    return 1024 * int(re.search(r"VmRSS:\s+(\d+)", status)[1])
 
 
 async def run_clients(port: int, bodies: list[bytes], clients: int) -> tuple[float, list[float], int]:
@@ -141,22 +122,20 @@ def measure(model: Path, pairs: list, repeats: int, seconds: float, folder: Path
     rows.write_text("".join(json.dumps(record) + "\n" for record in records))
     bodies = [json.dumps(record).encode() for record in records]
     turns = Turns(service={n: [] for n in CLIENTS}, latencies={n: [] for n in CLIENTS})
-    server = Server(model)
-    try:
-        asyncio.run(run_clients(server.port, bodies[:64], 32))  # what grows once
-        turns.resident.append(server.measure_resident())
+    with run_service(model, folder / "log", "--batch-window-ms", str(WINDOW_MS)) as service:
+        port = urlsplit(service.url).port
+        asyncio.run(run_clients(port, bodies, 32))  # what grows once
+        turns.resident.append(measure_resident(service.process))
         for _ in range(repeats):
             turns.offline.append(score_offline(model, rows, folder))
             for clients in reversed(CLIENTS):
                 share = bodies if clients > 1 else bodies[: len(bodies) // 4]
-                took, latencies, failed = asyncio.run(run_clients(server.port, share, clients))
+                took, latencies, failed = asyncio.run(run_clients(port, share, clients))
                 turns.service[clients].append(len(share) / took)
                 turns.latencies[clients] += latencies
                 turns.failed += failed
             turns.engine_ms.append(time_engine(scorer, pairs[: max(16, len(pairs) // 4)]))
-            turns.resident.append(server.measure_resident())
-    finally:
-        server.stop()
+        turns.resident.append(measure_resident(service.process))
     return turns
 
 

@@ -1,4 +1,4 @@
-"""A real `serve_pair_rm.py serve` in a process of its own, on a port that it finds free, for tests."""
+"""A real `serve_pair_rm.py serve` in a process of its own, on a port that it finds free, for tests and benchmarks."""
 
 import os
 import re
@@ -10,8 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from conftest import ROOT
-
+ROOT = Path(__file__).resolve().parent.parent
 _START_S = 120  # it loads torch, on a machine that may be busy
 _STOP_S = 60
 
