@@ -173,7 +173,7 @@ def _add_paths(app: FastAPI, service: Service, policy_template: PolicyTemplate |
         await service.check_ready()
         return JSONResponse({"status": "ready"})
 
-    @app.get("/metrics", tags=["service"])
+    @app.get("/metrics", tags=["service"], response_class=Response, responses={200: {"content": {"text/plain": {}}}})
     async def metrics():
         """Load, speed, and how the verdicts are spread, for Prometheus."""
         return Response(service.measures.render(), media_type=CONTENT_TYPE_LATEST)

@@ -19,7 +19,7 @@ MOST_CONNECTIONS = 1000
 IDLE_S = 75.0  # longer than clients and proxies keep a connection, so that none is used as it closes
 # How long a client may owe what it owes: a request's head, the next request, the rest of a body that was answered
 # already, which is read away so that the client gets to the answer, and the taking of an answer.
-_PATIENCE_S = {"head": 15.0, "request": IDLE_S, "rest": 5.0, "taking": 60.0}
+_PATIENCE_S = {"head": 10.0, "request": IDLE_S, "rest": 5.0, "taking": 60.0}
 
 
 class Connection(H11Protocol):

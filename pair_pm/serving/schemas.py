@@ -4,7 +4,7 @@ A body is refused for its first fault. Pydantic would list all: of one body of f
 take gigabytes of memory, and minutes in which nobody else is answered.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -131,6 +131,11 @@ class RewardsRequest(Shape):
 # ---- answers, for the document alone: they are made by the library, not checked again -------------------------------
 
 
+Number = TypeVar("Number")
+# Not a tuple, whose `prefixItems` readers of OpenAPI documents stumble over.
+Two = Annotated[list[Number], Field(min_length=2, max_length=2)]
+
+
 class ProblemAnswer(BaseModel):
     """Why there is no result."""
 
@@ -149,9 +154,9 @@ class ComparisonAnswer(BaseModel):
     prob_first_in_b: float
     position_gap: float
     is_position_consistent: bool
-    log_odds_of_a: tuple[float, float]
+    log_odds_of_a: Two[float]
     label_mass: float
-    prompt_tokens: tuple[int, int]
+    prompt_tokens: Two[int]
 
 
 class CompareAnswer(ComparisonAnswer):
@@ -180,7 +185,7 @@ class RankAnswer(BaseModel):
 
     order: list[int]
     strengths: list[float]
-    intervals: list[tuple[float, float]]
+    intervals: list[Two[float]]
     cycles: list[list[int]]
     comparisons: int
     calls: int
