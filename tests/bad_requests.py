@@ -251,6 +251,20 @@ def too_expensive(draw: random.Random, path: str) -> BadRequest:
     return _post("too_expensive", "/v1/rewards", body, {413})
 
 
+def get_reward(draw: random.Random, path: str) -> BadRequest:
+    """What a trainer's client does not send, to a service that knows no policy, or has no prompts to look for."""
+    body, statuses = draw.choice(
+        [
+            *(({"query": ["ab"], "prompts": ["a"], "labels": ["c"]}, {400}), ({"query": ["a"]}, {400, 422})),
+            *(({"query": ["ab"], "prompts": [], "labels": []}, {400, 422}), ({"query": "ab"}, {422}), ({}, {422})),
+            *(({"query": [1] * 1_000_000, "prompts": [], "labels": []}, {422}), ([], {422})),
+            *(({"query": [], "prompts": [], "labels": []}, {200}), ({"query": ["x"], "prompts": ["x", 1]}, {422})),
+            ({"query": ["x"] * 5000, "prompts": ["x"] * 5000, "labels": [None] * 5000}, {400, 413, 422}),
+        ]
+    )
+    return _post("get_reward", "/get_reward", body, statuses)
+
+
 # ---- what is wrong with HTTP ----------------------------------------------------------------------------------------
 
 
@@ -417,7 +431,19 @@ def half_closed(draw: random.Random, path: str) -> BadRequest:
 
 KINDS: tuple[Callable[[random.Random, str], BadRequest], ...] = (
     *(wrong_type, wrong_number, missing_or_unknown, empty, prompt_and_messages, roles, odd_text, no_json),
-    *(other_encodings, much, too_expensive, content_type, lengths, chunks, heads, targets, methods, upgrades),
+    *(
+        other_encodings,
+        much,
+        too_expensive,
+        get_reward,
+        content_type,
+        lengths,
+        chunks,
+        heads,
+        targets,
+        methods,
+        upgrades,
+    ),
     *(pipelined, slow, gone, half_closed),
 )
 

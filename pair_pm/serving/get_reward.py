@@ -37,8 +37,10 @@ class GetRewardRequest(BaseModel):
             ]
         },
     )
-    query: Annotated[list[str], Field(description="prompt and response, as the policy's tokens decode to")]
-    prompts: Annotated[list[str], Field(description="rendered by the policy's chat template")] = []
+    query: Annotated[
+        list[str], Field(fail_fast=True, description="prompt and response, as the policy's tokens decode to")
+    ]
+    prompts: Annotated[list[str], Field(fail_fast=True, description="rendered by the policy's chat template")] = []
     labels: Annotated[list[Any], Field(description="a reference answer for each query")] = []
 
 
