@@ -303,11 +303,12 @@ def chunks(draw: random.Random, path: str) -> BadRequest:
             *((b"zz\r\n", {400}), (b"-1\r\n", {400}), (b"f" * 30 + b"\r\n", {400}), (whole + b"zz\r\n\r\n", {400})),
             *((b"5;a=" + b"x" * 200_000 + b"\r\n", {400}), (b"5\r\nhello world\r\n", {400})),
             (b"100000\r\n" + b"x" * 2**20 + b"\r\n", {413}),
+            (b"1\r\n \r\n" * 100_000, {400}),
         ]
     )
     pieces = (head, rest * 6) if statuses == {413} else (head, rest)
-    # The answer to a body that is too large may come while it is sent, and may be lost with the connection.
-    return BadRequest("chunks", pieces, frozenset(statuses), may_close=statuses == {413})
+    # The answer to a body of megabytes may come while it is sent, and may be lost with the connection.
+    return BadRequest("chunks", pieces, frozenset(statuses), may_close=len(rest) > 2**18)
 
 
 def heads(draw: random.Random, path: str) -> BadRequest:

@@ -21,6 +21,25 @@ IDLE_S = 75.0  # longer than clients and proxies keep a connection, so that none
 # already, which is read away so that the client gets to the answer, and the taking of an answer.
 _PATIENCE_S = {"head": 10.0, "request": IDLE_S, "rest": 5.0, "taking": 60.0}
 
+# Each chunk of a body costs as much time as a kilobyte of it: more of them would hold up the whole service.
+_FREE_CHUNKS, _FEWEST_BYTES_A_CHUNK = 1000, 1024
+
+
+class _Reader(h11.Connection):
+    """Reads HTTP, and refuses bodies in crumbs."""
+
+    def next_event(self):
+        """Return what comes next."""
+        event = super().next_event()
+        if isinstance(event, h11.Request):
+            self._chunks = self._bytes = 0
+        elif isinstance(event, h11.Data):
+            self._chunks += event.chunk_start
+            self._bytes += len(event.data)
+            if self._chunks > max(_FREE_CHUNKS, self._bytes / _FEWEST_BYTES_A_CHUNK):
+                raise h11.RemoteProtocolError("chunks are too small")
+        return event
+
 
 class Connection(H11Protocol):
     """A connection of the server; `close_if_stuck` is to be called about once a second."""
@@ -28,6 +47,7 @@ class Connection(H11Protocol):
     def connection_made(self, transport) -> None:
         """Take it; where there are too many it hears so, and where there are far too many it does not."""
         super().connection_made(transport)
+        self.conn = _Reader(h11.SERVER, self.config.h11_max_incomplete_event_size)
         self._owed: tuple[str | None, object] = (None, None)
         self._since = self.loop.time()
         if len(self.connections) > 2 * MOST_CONNECTIONS:
@@ -54,9 +74,13 @@ class Connection(H11Protocol):
         return None
 
     def send_400_response(self, msg: str) -> None:
-        """Answer what is no HTTP, unless another answer has begun; and close."""
+        """Answer what is no HTTP, or too costly to read, unless another answer has begun; and close."""
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-            problem = Problem(400, "invalid_http", "no request of HTTP/1.1; one is required")
+            problem = Problem(
+                400,
+                "invalid_http",
+                "no request of HTTP/1.1, or a body in crumbs; one in chunks of kilobytes is required",
+            )
             body = JSONResponse(problem.to_dict()).body
             headers = [("content-type", "application/json"), ("content-length", str(len(body)))]
             response = h11.Response(

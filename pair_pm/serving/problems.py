@@ -2,7 +2,7 @@
 
     400  invalid_data         a conversation or response that the format cannot hold
     400  invalid_option       options that contradict each other, or that this service was not started for
-    400  invalid_http         no request of HTTP/1.1
+    400  invalid_http         no request of HTTP/1.1, or a body in very many chunks
     400  prompt_too_long      a comparison exceeds what the model was made or trained for
     401  unauthorized         no API key, or another one
     404  not_found            no such path
