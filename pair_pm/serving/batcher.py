@@ -29,11 +29,13 @@ class _Job:
         prompts: Those that differ, in the order of their tokens.
         places: For each prompt of the call, which of these it is.
         served: How much its request has had before, in tokens.
+        tokens_waiting: Of the prompts that are in no batch yet.
     """
 
     prompts: list[tuple[int, ...]]
     places: list[int]
     served: int
+    tokens_waiting: int
     future: Future = field(default_factory=Future)
     answers: list[np.ndarray] = field(default_factory=list)
     taken: int = 0
@@ -90,7 +92,7 @@ class Batcher:
         # would not tie.
         distinct = sorted({tuple(prompt) for prompt in prompts})
         place_of = {prompt: place for place, prompt in enumerate(distinct)}
-        job = _Job(distinct, [place_of[tuple(prompt)] for prompt in prompts], served)
+        job = _Job(distinct, [place_of[tuple(prompt)] for prompt in prompts], served, sum(map(len, distinct)))
         with self._changed:
             if self._is_closed:
                 job.future.cancel()
@@ -108,7 +110,7 @@ class Batcher:
     def estimate_wait_s(self) -> float:
         """Return about how long what waits now will take; 0 where nothing was computed yet."""
         with self._changed:
-            tokens = sum(len(prompt) for job in self._jobs for prompt in job.waiting)
+            tokens = sum(job.tokens_waiting for job in self._jobs)
             return tokens / self._tokens_a_second if self._tokens_a_second else 0.0
 
     def close(self) -> None:
@@ -138,7 +140,7 @@ class Batcher:
             lambda: (
                 self._is_closed
                 or len(self._jobs) >= self._last_calls
-                or sum(len(prompt) for job in self._jobs for prompt in job.prompts) >= budget
+                or sum(job.tokens_waiting for job in self._jobs) >= budget
             ),
             self._window_s,
         )
@@ -176,6 +178,7 @@ class Batcher:
         if not must and count_tokens(share) > most:
             return []
         job.taken += len(share)
+        job.tokens_waiting -= sum(map(len, share))
         return share
 
     def _compute(self, shares: Sequence[tuple[_Job, list[tuple[int, ...]]]]) -> None:
