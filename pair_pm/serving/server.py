@@ -37,7 +37,7 @@ def read_api_key(path: str | None) -> str:
     """
     if path is not None and not Path(path).is_file():
         raise MissingPathError(f"{path}: no such file; required is one whose first line is the API key")
-    lines = os.environ.get(API_KEY_VARIABLE, "") if path is None else Path(path).read_text(encoding="utf-8")
+    lines = os.environ.get(API_KEY_VARIABLE, "") if path is None else Path(path).read_text("utf-8", "replace")
     key = lines.partition("\n")[0].strip()
     if (key or path is not None) and (len(key) < _SHORTEST_KEY or not key.isascii() or not key.isprintable()):
         raise ConfigError(
