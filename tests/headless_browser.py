@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,8 @@ NAMES = ("chromium", "chromium-browser", "chromium-headless-shell", "google-chro
 FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
          "--disable-background-networking", "--disable-component-update", "--hide-scrollbars",
          "--remote-debugging-pipe")  # fmt: skip
+
+WAIT_S = 60  # for what a page is waited for: the machine may be busy
 
 
 class Page:
@@ -38,10 +41,11 @@ class Page:
         for domain in ("Page", "Network", "Runtime", "Log"):
             self._call(f"{domain}.enable")
 
-    def open(self, path: Path) -> "Page":
-        """Open a file and wait until all of it has loaded."""
+    def open(self, place: Path | str) -> "Page":
+        """Open a file, or a URL, and wait until all of it has loaded."""
         self.resize(1100)
-        self._call("Page.navigate", url=Path(path).resolve().as_uri())
+        self._is_loaded = False
+        self._call("Page.navigate", url=place if isinstance(place, str) else place.resolve().as_uri())
         while not self._is_loaded:
             self._note(self._read())
         self.evaluate("0")  # what the load event set off has been told before this is answered
@@ -50,6 +54,34 @@ class Page:
     def evaluate(self, expression: str):
         """Return the value of a JavaScript expression in the page."""
         return self._call("Runtime.evaluate", expression=expression, returnByValue=True)["result"].get("value")
+
+    def wait_for(self, expression: str) -> None:
+        """Wait until an expression is true of the page."""
+        deadline = time.monotonic() + WAIT_S
+        while not self.evaluate(f"!!({expression})"):
+            assert time.monotonic() < deadline, (expression, self.complaints, self.evaluate("document.body.innerText"))
+            time.sleep(0.02)
+
+    def click(self, selector: str) -> None:
+        """Click where the first element of a selector can be seen, with the mouse."""
+        x, y = self.evaluate(
+            f"(e => (e.scrollIntoView({{block: 'center'}}), (r => [r.x + r.width / 2, r.y + r.height / 2])"
+            f"(e.getBoundingClientRect())))(document.querySelector({selector!r}))"
+        )
+        for kind in ("mousePressed", "mouseReleased"):
+            self._call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
+
+    def write(self, selector: str, text: str) -> None:
+        """Put a text into a field in the place of what it holds."""
+        self.evaluate(f"document.querySelector({selector!r}).focus(); document.activeElement.select()")
+        self._call("Input.insertText", text=text)
+
+    def press(self, key: str, *, ctrl: bool = False, code: int = 0) -> None:
+        """Press a key, by its name and its number."""
+        for kind in ("rawKeyDown", "keyUp"):
+            self._call(
+                "Input.dispatchKeyEvent", type=kind, key=key, windowsVirtualKeyCode=code, modifiers=2 if ctrl else 0
+            )
 
     def prefer(self, scheme: str) -> None:
         """Make the reader prefer "light" or "dark" pages."""
@@ -110,7 +142,7 @@ class Page:
 
 @contextmanager
 def open_browser(profile: Path) -> Iterator:
-    """Give a function that opens a file in a new page; skip the test where there is no Chromium."""
+    """Give a function that opens a file or a URL in a new page; skip the test where there is no Chromium."""
     program = next((found for name in NAMES if (found := shutil.which(name))), None)
     if program is None:
         pytest.skip("no Chromium on this machine; apt-get install chromium is enough")

@@ -22,6 +22,7 @@ from pair_pm.scoring import Comparison, PairScorer
 from pair_pm.serving import schemas
 from pair_pm.serving.gate import OPEN_PATHS, Gate, HangUp
 from pair_pm.serving.get_reward import GetRewardAnswer, GetRewardRequest, reward_queries
+from pair_pm.serving.page import answer_page
 from pair_pm.serving.problems import Problem, describe_error, exceed, retry
 from pair_pm.serving.service import Service
 from pair_pm.serving.settings import Settings
@@ -77,6 +78,7 @@ def _add_paths(app: FastAPI, service: Service, policy_template: PolicyTemplate |
     name = service.settings.model_name
     limits = service.settings.limits
     finish = functools.partial(_finish, service)
+    app.add_route("/", answer_page, include_in_schema=False)
 
     @app.post("/v1/compare", response_model=schemas.CompareAnswer, tags=["comparisons"])
     async def compare(body: schemas.CompareRequest, request: Request):
