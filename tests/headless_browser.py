@@ -76,12 +76,11 @@ class Page:
         self.evaluate(f"document.querySelector({selector!r}).focus(); document.activeElement.select()")
         self._call("Input.insertText", text=text)
 
-    def press(self, key: str, *, ctrl: bool = False, code: int = 0) -> None:
+    def press(self, key: str, code: int, *, ctrl: bool = False) -> None:
         """Press a key, by its name and its number."""
-        for kind in ("rawKeyDown", "keyUp"):
-            self._call(
-                "Input.dispatchKeyEvent", type=kind, key=key, windowsVirtualKeyCode=code, modifiers=2 if ctrl else 0
-            )
+        one = {"key": key, "windowsVirtualKeyCode": code, "modifiers": 2 if ctrl else 0}
+        self._call("Input.dispatchKeyEvent", type="keyDown", text="\r" if key == "Enter" else "", **one)
+        self._call("Input.dispatchKeyEvent", type="keyUp", **one)
 
     def prefer(self, scheme: str) -> None:
         """Make the reader prefer "light" or "dark" pages."""
@@ -134,6 +133,8 @@ class Page:
             self.requests.append(told["request"]["url"])
         elif kind == "Runtime.exceptionThrown":
             self.complaints.append(told["exceptionDetails"]["text"])
+        elif kind == "Page.javascriptDialogOpening":
+            self.complaints.append(f"dialog: {told['message']}")
         elif kind == "Log.entryAdded" and told["entry"]["level"] in ("warning", "error"):
             self.complaints.append(told["entry"]["text"])
         elif kind == "Runtime.consoleAPICalled" and told["type"] in ("warning", "error", "assert"):
