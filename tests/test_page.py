@@ -363,3 +363,11 @@ def test_the_api_document_opens_without_another_host_and_its_example_runs_there(
     page.wait_for(f"document.querySelector('{operation} .live-responses-table .response-col_status')")
     assert "200" in read_text(page, f"{operation} .live-responses-table tbody .response-col_status")
     assert_calm(page, service)
+
+
+def test_the_api_document_has_a_field_for_the_key_where_one_is_needed(service, locked):
+    for server, has_key in ((service, False), (locked, True)):
+        document = httpx.get(f"{server.url}/openapi.json").json()
+        assert ("security" in document["paths"]["/v1/compare"]["post"]) == has_key
+        schemes = document["components"].get("securitySchemes", {}).values()
+        assert [scheme["scheme"] for scheme in schemes] == ["bearer"] * has_key

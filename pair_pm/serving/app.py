@@ -6,8 +6,9 @@ import re
 from collections.abc import Coroutine, Sequence
 from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from fastapi.security import HTTPBearer
 from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
@@ -51,6 +52,8 @@ def create_app(
         description="Which of two responses is better, and in which order several are, by a pairwise preference model.",
         static_url=_STATIC,
         responses={status: {"model": schemas.ProblemAnswer} for status in _REFUSALS},
+        # It checks nothing, which the gate has done: it gives the document at /docs its field for the key.
+        dependencies=[Depends(HTTPBearer(auto_error=False))] if settings.api_key else [],
         swagger_ui_oauth2_redirect_url="/docs/oauth2-redirect",
     )
     app.state.service = service
