@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-_START_S = 120  # it loads torch, on a machine that may be busy
-_STOP_S = 60
+# It loads torch, and the machine may be busy.
+_START_S = 300
+_STOP_S = 180
 
 
 @dataclass(frozen=True)

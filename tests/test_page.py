@@ -12,11 +12,16 @@ import pytest
 from conftest import make_small_tokenizer
 from headless_browser import open_browser
 from service_process import run_service
+from service_thread import serve_in_thread
 from tiny_models import save_tiny_checkpoint
 
+from pair_pm import PairScorer
 from pair_pm.ranking import METHODS
 from pair_pm.recipe import Recipe, write_recipe
+from pair_pm.serving.settings import Settings
 from pair_pm.tokens import PromptEncoder
+
+pytestmark = pytest.mark.usefixtures("no_progress_bars")
 
 KEY = "a-key-that-opens-it"
 PROMPT = "What is 2 + 2?"
@@ -43,10 +48,11 @@ def service(checkpoint, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def locked(checkpoint, tmp_path_factory):
-    """A service that asks for a key."""
-    with run_service(checkpoint, tmp_path_factory.mktemp("log") / "log", api_key=KEY) as service:
-        yield service
+def locked(checkpoint):
+    """Where a service is that asks for a key."""
+    settings = Settings("tiny-judge", api_key=KEY)
+    with serve_in_thread(PairScorer.from_pretrained(str(checkpoint)), settings) as service:
+        yield f"http://127.0.0.1:{service.port}"
 
 
 @pytest.fixture(scope="module")
@@ -61,11 +67,11 @@ def page(open_page, service):
     page = open_page(f"{service.url}/")
     page.wait_for("model.textContent == 'Model tiny-judge'")
     yield page
-    assert_calm(page, service)
+    assert_calm(page, service.url)
 
 
-def assert_calm(page, service):
-    assert [url for url in page.requests if not url.startswith((f"{service.url}/", "data:"))] == []
+def assert_calm(page, url):
+    assert [asked for asked in page.requests if not asked.startswith((f"{url}/", "data:"))] == []
     # A refusal is said in the console too.
     assert [text for text in page.complaints if not text.startswith("Failed to load resource")] == []
 
@@ -224,7 +230,7 @@ def test_errors_of_the_service_are_shown_with_their_message_and_where(page, serv
 
 
 def test_a_key_is_asked_for_and_kept_in_memory_alone(open_page, locked):
-    page = open_page(f"{locked.url}/")
+    page = open_page(f"{locked}/")
     page.wait_for("!document.getElementById('key-form').hidden")
     page.write("#key", "wrong" + KEY)
     page.click("#key-form button")
@@ -249,7 +255,7 @@ def test_a_key_is_asked_for_and_kept_in_memory_alone(open_page, locked):
     page.click("#send")
     page.wait_for("!document.getElementById('key-form').hidden")
     assert_calm(page, locked)
-    page = open_page(f"{locked.url}/")
+    page = open_page(f"{locked}/")
     page.wait_for("!document.getElementById('key-form').hidden")
 
 
@@ -362,12 +368,12 @@ def test_the_api_document_opens_without_another_host_and_its_example_runs_there(
     page.click(f"{operation} .execute")
     page.wait_for(f"document.querySelector('{operation} .live-responses-table .response-col_status')")
     assert "200" in read_text(page, f"{operation} .live-responses-table tbody .response-col_status")
-    assert_calm(page, service)
+    assert_calm(page, service.url)
 
 
 def test_the_api_document_has_a_field_for_the_key_where_one_is_needed(service, locked):
-    for server, has_key in ((service, False), (locked, True)):
-        document = httpx.get(f"{server.url}/openapi.json").json()
+    for url, has_key in ((service.url, False), (locked, True)):
+        document = httpx.get(f"{url}/openapi.json").json()
         assert ("security" in document["paths"]["/v1/compare"]["post"]) == has_key
         schemes = document["components"].get("securitySchemes", {}).values()
         assert [scheme["scheme"] for scheme in schemes] == ["bearer"] * has_key
