@@ -151,7 +151,7 @@ def test_five_responses_are_ranked_and_the_two_best_compared_on_request(page, se
     compared = httpx.post(f"{service.url}/v1/compare", json={"prompt": PROMPT, "responses": best}).json()
     assert read_numbers(page, ".comparison .order")[0] == compared["prob_first"]
     assert read_text(page, ".comparison .order-head span").startswith("Both orders")
-    assert f"Response {answer['order'][0] + 1} as A" in read_text(page, ".comparison")
+    assert f"Response {answer['order'][0] + 1} first, as A" in read_text(page, ".comparison")
     assert page.evaluate("document.querySelectorAll('.ranking').length") == 1
 
 
@@ -298,6 +298,10 @@ def test_curl_lines_survive_any_text_and_any_length(page, service):
     assert read_numbers(page, ".order")[::2] == [
         answer[name] for name in ("prob_first", "prob_first_in_a", "prob_first_in_b")
     ]
+    page.click(".curl summary")
+    page.click(".curl button")
+    page.wait_for("document.querySelector('.curl button').textContent != 'Copy'")
+    assert page.evaluate("getSelection().toString()") == read_text(page, "pre")
     write_request(page, ["it's 4", "5"], prompt="it's " * 40_000)  # no argument of a command may be as long
     send(page, ".alarm")
     assert run_curl(page)["message"] == read_text(page, ".message")
