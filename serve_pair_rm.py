@@ -247,7 +247,10 @@ def serve(arguments: argparse.Namespace) -> None:
         arguments.policy_template, arguments.max_messages
     )
     app = create_app(
-        _load_in_a_thread_that_ends(arguments), settings, template, is_local=is_local_address(arguments.host)
+        _load_in_a_thread_that_ends(arguments),
+        settings,
+        template,
+        is_local=is_local_address(arguments.host) and not key,
     )
     logging.getLogger("pair_pm.serving").setLevel(logging.INFO)
     host = f"[{arguments.host}]" if ":" in arguments.host else arguments.host

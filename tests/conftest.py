@@ -33,6 +33,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LONG_FILES = (
     *("test_training", "test_resuming", "test_pair_trainer", "test_adapters", "test_token_proof"),
     *("test_training_check", "test_configs", "test_rewards", "test_publishing", "test_pair_dataset"),
+    *("test_server", "test_service", "test_bad_requests", "test_page", "test_get_reward"),
 )
 
 # How a text falls apart before BPE. GPT-2's pattern splits "\n\n" before a letter otherwise than at the end of a text.

@@ -317,6 +317,10 @@ def test_pages_of_named_origins_alone_may_ask(client):
     assert httpx.options(f"{client.base_url}/v1/compare", headers=asks).status_code == 200
 
 
+def test_with_a_key_a_proxy_may_pass_its_own_name_on(client):
+    assert client.post("/v1/compare", json=BODY, headers={"Host": "judge.example"}).status_code == 200
+
+
 def test_page_of_another_name_that_points_here_is_refused(scorer):
     with serve_in_thread(scorer, Settings("judge")) as served:
         assert served.client.post("/v1/compare", json=BODY).status_code == 200

@@ -41,7 +41,8 @@ def create_app(
         scorer: Of the model.
         settings: What is allowed.
         policy_template: Reads what trainers send to /get_reward.
-        is_local: Whether it is reached under this machine's own names alone.
+        is_local: Whether only this machine's own names are answered to: without a key, a web page of another name that
+            points here could ask.
     """
     service = Service(scorer, settings)
     app = FastAPIOffline(
