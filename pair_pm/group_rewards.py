@@ -16,7 +16,15 @@ from pair_pm.errors import DataError, PromptTooLongError
 from pair_pm.ranking import METHODS as RANKING_METHODS
 from pair_pm.ranking import rank_many
 from pair_pm.ranking_methods import knockout
-from pair_pm.scoring import Item, Message, OrderedComparison, PairScorer, compare_logprobs, render_both_orders
+from pair_pm.scoring import (
+    Item,
+    Message,
+    OrderedComparison,
+    PairScorer,
+    can_be_rendered,
+    compare_logprobs,
+    render_both_orders,
+)
 from pair_pm.strengths import clip_shares, fit_strengths
 
 METHODS = (*RANKING_METHODS, "knockout")
@@ -89,15 +97,7 @@ def _make_group(messages: Prompt, texts: Sequence[str]) -> _Group:
         render_both_orders(messages, "A response.", "A response.")
     except DataError as problem:
         raise DataError(f"prompt {str(messages)[:60]!r}…: {problem}") from problem
-    return _Group(messages, texts, [text for text in dict.fromkeys(texts) if _is_readable(messages, text)])
-
-
-def _is_readable(messages: Prompt, text: str) -> bool:
-    try:
-        render_both_orders(messages, text, text)
-    except DataError:
-        return False
-    return True
+    return _Group(messages, texts, [text for text in dict.fromkeys(texts) if can_be_rendered(messages, text)])
 
 
 def _find_strengths(

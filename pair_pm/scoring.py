@@ -365,6 +365,15 @@ def render_both_orders(messages: str | Sequence[Message], first: str, second: st
     return render_prompt(context, first, second), render_prompt(context, second, first)
 
 
+def can_be_rendered(messages: str | Sequence[Message], response: str) -> bool:
+    """Return whether a response to a conversation is what the format holds."""
+    try:
+        render_both_orders(messages, response, response)
+    except DataError:
+        return False
+    return True
+
+
 def compare_logprobs(
     logprobs: np.ndarray, prompt_tokens: tuple[int, int] = (0, 0), temperature: float = 1.0
 ) -> Comparison:

@@ -168,6 +168,21 @@ def test_error_reaches_the_call_that_causes_it_alone(engine, batcher, busy):
     assert good.result(20).tolist() == [answer([3, 4])]
 
 
+def test_defect_beside_the_engine_ends_the_calls_that_wait_and_not_the_batcher(engine):
+    seen = []
+
+    def observe(batch):
+        seen.append(batch)
+        if len(seen) == 1:
+            raise RuntimeError("a defect")
+
+    batcher = Batcher(engine, 0.0, observe)
+    with pytest.raises(RuntimeError, match="a defect"):
+        batcher.submit(make_prompts(30, 10, 1)).result(20)  # several batches
+    assert batcher.submit([[1]]).result(20).tolist() == [answer([1])]
+    batcher.close()
+
+
 def test_lone_client_does_not_wait_for_company():
     patient = Batcher(SlowEngine(), window_s=30)
     for _ in range(3):

@@ -106,7 +106,7 @@ def test_batch_has_a_verdict_or_an_error_for_each_comparison(client, scorer):
     expected = scorer.compare(BODY["prompt"], *BODY["responses"])
     assert first == again
     assert first["prob_first"] == pytest.approx(expected.prob_first, **CLOSE)
-    assert (empty["error"]["type"], empty["error"]["where"]) == ("invalid_data", "comparisons.1")
+    assert (empty["error"]["type"], empty["error"]["where"]) == ("invalid_data", "comparisons.1.responses.0")
     assert (overlong["error"]["type"], overlong["error"]["where"]) == ("prompt_too_long", "comparisons.2")
     assert answer["tokens"] == 2 * sum(expected.prompt_tokens)
 
@@ -225,8 +225,10 @@ def test_metrics_count_pairs_batches_and_how_the_verdicts_lie(client):
 @pytest.mark.parametrize(
     ("path", "body", "status", "kind", "where"),
     [
-        ("/v1/compare", {**BODY, "responses": ["4.", " "]}, 400, "invalid_data", ""),
-        ("/v1/compare", {"messages": MESSAGES[:3], "responses": ["a", "b"]}, 400, "invalid_data", ""),
+        ("/v1/compare", {**BODY, "responses": ["4.", " "]}, 400, "invalid_data", "responses.1"),
+        ("/v1/compare", {"messages": MESSAGES[:3], "responses": ["a", "b"]}, 400, "invalid_data", "messages"),
+        ("/v1/rank", {"prompt": " ", "responses": ["a", "b"]}, 400, "invalid_data", "prompt"),
+        ("/v1/rank", {"prompt": "Q", "responses": ["a", "b", ""]}, 400, "invalid_data", "responses.2"),
         ("/v1/compare", {**BODY, "responses": ["yes " * 300, "b"]}, 400, "prompt_too_long", ""),
         ("/v1/compare", {**BODY, "responses": ["a", "b", "c"]}, 422, "malformed", "responses"),
         ("/v1/compare", {**BODY, "responses": ["a", 7]}, 422, "malformed", "responses.1"),

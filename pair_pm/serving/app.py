@@ -1,7 +1,6 @@
 """The HTTP API: paths, what they take and give, and its document at /docs, which loads nothing from elsewhere."""
 
 import asyncio
-import functools
 import re
 from collections.abc import Coroutine, Sequence
 from typing import Any
@@ -16,10 +15,10 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse, Response
 
 from pair_pm import __version__
-from pair_pm.errors import PairPMError
+from pair_pm.errors import DataError, PairPMError
 from pair_pm.group_rewards import COUNTED
 from pair_pm.policy_template import PolicyTemplate
-from pair_pm.scoring import Comparison, PairScorer
+from pair_pm.scoring import Comparison, PairScorer, can_be_rendered
 from pair_pm.serving import schemas
 from pair_pm.serving.gate import OPEN_PATHS, Gate, HangUp
 from pair_pm.serving.get_reward import GetRewardAnswer, GetRewardRequest, reward_queries
@@ -58,7 +57,10 @@ def create_app(
         swagger_ui_oauth2_redirect_url="/docs/oauth2-redirect",
     )
     app.state.service = service
-    _add_paths(app, service, policy_template)
+    app.add_route("/", answer_page, include_in_schema=False)
+    _add_comparisons(app, service)
+    _add_rewards(app, service, policy_template)
+    _add_reports(app, service)
     for kind, handle in (
         (Problem, _answer_problem),
         (PairPMError, _answer_error),
@@ -78,20 +80,17 @@ def create_app(
     return app
 
 
-def _add_paths(app: FastAPI, service: Service, policy_template: PolicyTemplate | None) -> None:
-    name = service.settings.model_name
-    limits = service.settings.limits
-    finish = functools.partial(_finish, service)
-    app.add_route("/", answer_page, include_in_schema=False)
+def _add_comparisons(app: FastAPI, service: Service) -> None:
+    name, limits = service.settings.model_name, service.settings.limits
 
     @app.post("/v1/compare", response_model=schemas.CompareAnswer, tags=["comparisons"])
     async def compare(body: schemas.CompareRequest, request: Request):
         """Which of two responses is better: both orders, averaged."""
         _check_messages([body], limits.messages)
-        [result] = await finish(request, service.compare_each([(body.to_context(), *body.responses)]))
+        [result] = await _finish(service, request, service.compare_each([(body.to_context(), *body.responses)]))
         if isinstance(result, PairPMError):
-            raise result
-        return JSONResponse({**_to_json(result), "tokens": sum(result.prompt_tokens), "model": name})
+            raise describe_error(result, _locate_fault(body))
+        return JSONResponse({**vars(result), "tokens": sum(result.prompt_tokens), "model": name})
 
     @app.post("/v1/compare/batch", response_model=schemas.BatchAnswer, tags=["comparisons"])
     async def compare_batch(body: schemas.BatchRequest, request: Request):
@@ -100,15 +99,15 @@ def _add_paths(app: FastAPI, service: Service, policy_template: PolicyTemplate |
             raise exceed("comparisons", len(body.comparisons), limits.pairs, "--max-pairs")
         _check_messages(body.comparisons, limits.messages)
         items = [(one.to_context(), *one.responses) for one in body.comparisons]
-        results = await finish(request, service.compare_each(items))
+        results = await _finish(service, request, service.compare_each(items))
         tokens = sum(sum(result.prompt_tokens) for result in results if isinstance(result, Comparison))
         return JSONResponse(
             {
                 "results": [
-                    {"error": describe_error(result, f"comparisons.{place}").to_dict()}
+                    {"error": describe_error(result, _locate_fault(asked, f"comparisons.{place}")).to_dict()}
                     if isinstance(result, PairPMError)
-                    else _to_json(result)
-                    for place, result in enumerate(results)
+                    else vars(result)
+                    for place, (asked, result) in enumerate(zip(body.comparisons, results, strict=True))
                 ],
                 "tokens": tokens,
                 "model": name,
@@ -120,19 +119,17 @@ def _add_paths(app: FastAPI, service: Service, policy_template: PolicyTemplate |
         """Responses from best to worst, with Bradley-Terry strengths."""
         _check_messages([body], limits.messages)
         _check_responses("responses", body.responses, limits.responses)
-        ranking = await finish(
-            request,
-            service.rank(
-                body.to_context(),
-                body.responses,
-                body.method,
-                body.seed,
-                budget=body.budget,
-                orders=body.orders,
-                resamples=body.resamples,
-            ),
-        )
+        options = {"budget": body.budget, "orders": body.orders, "resamples": body.resamples}
+        ranking = service.rank(body.to_context(), body.responses, body.method, body.seed, **options)
+        try:
+            ranking = await _finish(service, request, ranking)
+        except DataError as error:
+            raise describe_error(error, _locate_fault(body)) from error
         return JSONResponse({**ranking.to_dict(), "model": name})
+
+
+def _add_rewards(app: FastAPI, service: Service, policy_template: PolicyTemplate | None) -> None:
+    limits = service.settings.limits
 
     @app.post("/v1/rewards", response_model=schemas.RewardsAnswer, tags=["rewards"])
     async def rewards(body: schemas.RewardsRequest, request: Request):
@@ -143,8 +140,8 @@ def _add_paths(app: FastAPI, service: Service, policy_template: PolicyTemplate |
         for place, group in enumerate(body.groups):
             _check_responses(f"groups.{place}.completions", group.completions, limits.responses)
         groups = [(group.to_context(), group.completions) for group in body.groups]
-        by_group, counts, tokens = await finish(
-            request, service.reward(groups, body.method, body.on_overlong, body.seed)
+        by_group, counts, tokens = await _finish(
+            service, request, service.reward(groups, body.method, body.on_overlong, body.seed)
         )
         return JSONResponse(
             {
@@ -152,15 +149,17 @@ def _add_paths(app: FastAPI, service: Service, policy_template: PolicyTemplate |
                 "counts": {name: counts[name] for name in COUNTED},
                 "method": body.method,
                 "tokens": tokens,
-                "model": name,
+                "model": service.settings.model_name,
             }
         )
 
     @app.post("/get_reward", response_model=GetRewardAnswer, tags=["rewards"])
     async def get_reward(body: GetRewardRequest, request: Request):
         """Rewards for OpenRLHF's remote reward client: each response against its reference answer, the label."""
-        return JSONResponse(await finish(request, reward_queries(service, policy_template, body)))
+        return JSONResponse(await _finish(service, request, reward_queries(service, policy_template, body)))
 
+
+def _add_reports(app: FastAPI, service: Service) -> None:
     @app.get("/v1/model", tags=["service"])
     async def model():
         """The model's recipe card, the versions here, and the limits of a request."""
@@ -211,8 +210,13 @@ async def _wait_for_hang_up(request: Request) -> None:
         pass
 
 
-def _to_json(comparison: Comparison) -> dict:
-    return vars(comparison)
+def _locate_fault(asked: schemas.CompareRequest | schemas.RankRequest, where: str = "") -> str:
+    """Return which part of a request cannot be rendered; all of it where only its length is too much."""
+    context = asked.to_context()
+    name = "prompt" if asked.messages is None else "messages"
+    parts = [(name, "A response."), *((f"responses.{place}", text) for place, text in enumerate(asked.responses))]
+    faults = (part for part, text in parts if not can_be_rendered(context, text))
+    return ".".join(part for part in (where, next(faults, "")) if part)
 
 
 def _check_messages(conversations: Sequence[schemas.Conversation], most: int) -> None:

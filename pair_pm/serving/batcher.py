@@ -4,6 +4,7 @@ It merges prompts, not requests: both orders of a pair, the rounds of a ranking 
 and those that share a conversation share its prefix in the engine, whoever sent them.
 """
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -15,6 +16,8 @@ import numpy as np
 from pair_pm.engines import Engine
 from pair_pm.engines.prefix_tree import count_tokens, split_by_tokens
 from pair_pm.serving.desks import settle
+
+logger = logging.getLogger(__name__)
 
 # Of a batch, kept for whoever has waited longest: what is new and small goes first, and nobody waits for ever.
 _SHARE_OF_THE_OLDEST = 0.25
@@ -122,17 +125,25 @@ class Batcher:
             self._changed.notify()
 
     def _run(self) -> None:
-        while True:
-            with self._changed:
-                if not self._jobs:
-                    self._changed.wait_for(lambda: self._jobs or self._is_closed)
-                    self._wait_for_company()
-                if self._is_closed:
-                    return
-                shares = self._take_batch()
-            if shares:
-                self._last_calls = len(shares)
-                self._compute(shares)
+        while not self._is_closed:
+            try:
+                self._compute_next()
+            except Exception as error:  # a defect of ours: nobody may wait for ever, and the next ones may fare better
+                logger.exception("the batch failed outside the engine")
+                with self._changed:
+                    failed, self._jobs = self._jobs, []
+                for job in failed:
+                    settle(job.future, error)
+
+    def _compute_next(self) -> None:
+        with self._changed:
+            if not self._jobs:
+                self._changed.wait_for(lambda: self._jobs or self._is_closed)
+                self._wait_for_company()
+            shares = [] if self._is_closed else self._take_batch()
+        if shares:
+            self._last_calls = len(shares)
+            self._compute(shares)
 
     def _wait_for_company(self) -> None:
         budget = self._engine_budget()
