@@ -89,7 +89,7 @@ class Gate:
         try:
             body = await self._read_body(headers, receive)
             if self.service.settings.log_prompts:
-                logger.info("%s: %s", scope["path"], body.decode("utf-8", "replace"))
+                logger.info("%s: %s", scope["path"], json.dumps(body.decode("utf-8", "replace"), ensure_ascii=False))
             await self.app(scope, _replay(body, receive), visit.send)
         finally:
             self.service.under_way -= 1
