@@ -12,6 +12,7 @@ import argparse
 import json
 import logging
 import math
+import os
 import shlex
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -218,7 +219,7 @@ def rank(arguments: argparse.Namespace) -> None:
 
 
 def serve(arguments: argparse.Namespace) -> None:
-    """Serve the model until a signal."""
+    """Serve the model until a signal, and end the process."""
     from pair_pm.policy_template import PolicyTemplate
     from pair_pm.serving.app import create_app
     from pair_pm.serving.server import is_local_address, open_socket, read_api_key, run
@@ -257,6 +258,9 @@ def serve(arguments: argparse.Namespace) -> None:
     address = f"http://{host}:{listener.getsockname()[1]}"
     ready = f"{settings.model_name} at {address}: a page to try it, and the API at {address}/docs"
     run(app, listener, arguments.drain_timeout_s, lambda: print(ready, file=sys.stderr, flush=True))
+    # A thread that still computes would abort the interpreter's own end, and one that waits for a server hold it up.
+    logging.shutdown()
+    os._exit(0)
 
 
 def _load_in_a_thread_that_ends(arguments: argparse.Namespace):

@@ -175,6 +175,27 @@ def test_what_is_not_done_when_the_drain_ends_is_told_so(checkpoint, tmp_path):
     assert took_s < 3 + 5  # the interpreter's own end, on a machine that may be busy
 
 
+def test_work_for_clients_that_left_does_not_break_the_exit(checkpoint, tmp_path):
+    options = ("--max-request-tokens", "9000000", "--max-batch-tokens", "9000000", "--request-timeout-s", "1")
+    with run_service(checkpoint, tmp_path / "log", *options) as service:
+        late = httpx.post(f"{service.url}/v1/rank", json=LONG, timeout=60)
+        assert late.json()["type"] == "deadline_exceeded"
+        service.process.send_signal(signal.SIGTERM)  # while its only batch, of seconds, is computed
+        assert service.process.wait(30) == 0
+    assert "terminate" not in service.log.read_text()
+
+
+def test_servers_that_never_answer_do_not_hold_the_exit(checkpoint, tmp_path):
+    server = StandIn(make_small_tokenizer())
+    options = ("--engine", server.url, "--request-timeout-s", "1", "--drain-timeout-s", "3")
+    with run_service(checkpoint, tmp_path / "log", *options) as service:
+        server.fault = lambda number: "hang"
+        assert httpx.post(f"{service.url}/v1/compare", json=BODY, timeout=60).status_code == 504
+        service.process.send_signal(signal.SIGTERM)
+        assert service.process.wait(30) == 0
+    server.kill()
+
+
 def test_client_that_retries_sees_no_wrong_answer_when_the_service_is_killed(checkpoint, tmp_path):
     port = find_free_port()
     expected = PairScorer.from_pretrained(str(checkpoint)).compare(BODY["prompt"], *BODY["responses"]).prob_first

@@ -79,6 +79,8 @@ def open_socket(host: str, port: int, has_key: bool) -> socket.socket:
 def run(app, listener: socket.socket, drain_timeout_s: float, announce: Callable[[], None]) -> None:
     """Serve until SIGTERM or SIGINT; then answer what was taken, refuse what comes, and return within the time.
 
+    Threads may be left that compute, or wait for a server of the weights, for clients who are answered or gone.
+
     Args:
         app: Of `pair_pm.serving.app.create_app`.
         listener: A bound socket.
@@ -105,10 +107,7 @@ def run(app, listener: socket.socket, drain_timeout_s: float, announce: Callable
     server.run(sockets=[listener])
     service.close()
     if not server.is_drained:
-        # A thread that computes, or waits for a server of the weights, cannot be ended, and would hold the exit.
         logger.warning("the drain is over; what was not done was answered with 503")
-        logging.shutdown()
-        os._exit(0)
 
 
 def _allow_open_files(count: int) -> None:
