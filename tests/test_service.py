@@ -268,6 +268,13 @@ def test_what_is_no_json_is_malformed(client):
     assert_problem(client.put("/v1/compare", json=BODY), 405, "method_not_allowed")
 
 
+def test_length_of_a_body_without_a_declared_one_is_limited_too(client):
+    answer = client.post(
+        "/v1/compare", content=iter([b"{", b" " * 20_000, b"}"]), headers={"Content-Type": "application/json"}
+    )
+    assert_problem(answer, 413, "limit_exceeded", "--max-body-bytes")
+
+
 def test_log_tells_requests_but_not_what_they_say(client, process):
     client.post("/v1/compare", json={"prompt": "secret question", "responses": ["secret one", "secret two"]})
     client.post("/v1/compare", json={"prompt": "secret question", "responses": ["secret one", ""]})

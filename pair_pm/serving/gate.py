@@ -89,7 +89,8 @@ class Gate:
         try:
             body = await self._read_body(headers, receive)
             if self.service.settings.log_prompts:
-                logger.info("%s: %s", scope["path"], json.dumps(body.decode("utf-8", "replace"), ensure_ascii=False))
+                text = json.dumps(body.decode("utf-8", "replace"), ensure_ascii=False)
+                logger.info("%s: %s", _write_path(scope), text)
             await self.app(scope, _replay(body, receive), visit.send)
         finally:
             self.service.under_way -= 1
@@ -119,9 +120,9 @@ class Gate:
                     if message["type"] == "http.disconnect":
                         raise HangUp
                     body += message.get("body", b"")
-                    if not message.get("more_body"):
-                        return bytes(body)
                     size = max(size, len(body))
+                    if size <= limits.body_bytes and not message.get("more_body"):
+                        return bytes(body)
         except TimeoutError:
             raise Problem(
                 408, "body_timeout", f"not all of the body came within {limits.body_timeout_s:g} s; it is required",
@@ -141,8 +142,7 @@ class Gate:
         path = scope["path"] if scope["path"] in self.paths else "other"
         seconds = time.monotonic() - visit.started
         self.service.measures.note_request(path, visit.status, seconds)
-        called = f"{scope['method'][:20]} {json.dumps(scope['path'][:200])}"  # one line, however they were spelled
-        logger.info("%s %d %.0f ms", called, visit.status, 1000 * seconds)
+        logger.info("%s %s %d %.0f ms", scope["method"][:20], _write_path(scope), visit.status, 1000 * seconds)
 
 
 class _Visit:
@@ -162,6 +162,11 @@ class _Visit:
         if not self.status:
             response = JSONResponse(problem.to_dict(), problem.status, problem.headers)
             await response(scope, receive, self.send)
+
+
+def _write_path(scope) -> str:
+    """Return a request's path for the log: in one line, however it was spelled."""
+    return json.dumps(scope["path"][:200])
 
 
 def _host_of(headers: dict[bytes, bytes]) -> str:
