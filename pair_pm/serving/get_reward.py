@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from pair_pm.errors import DataError, PairPMError
+from pair_pm.errors import DataError, LabelTokenError, PairPMError, PromptTooLongError
 from pair_pm.policy_template import PolicyTemplate
 from pair_pm.reference_reward import known_reward, reward_of_comparison
 from pair_pm.scoring import Comparison, Item
@@ -59,15 +59,16 @@ async def reward_queries(service: Service, template: PolicyTemplate | None, body
         Problem: a query cannot be read, has no reference, or cannot be compared; the log says why, and no text of it.
     """
     try:
-        items = await service.in_thread(_read_samples, template, body, service.settings.limits.pairs)
+        items = await service.read(_read_samples, template, body, service.settings.limits.pairs)
         known = [known_reward(response, reference) for _, response, reference in items]
         unknown = [place for place, reward in enumerate(known) if reward is None]
         comparisons = dict(zip(unknown, await service.compare_each([items[place] for place in unknown]), strict=True))
         for place, comparison in comparisons.items():
             if isinstance(comparison, PairPMError):
-                raise describe_error(comparison, f"query.{place}")
+                raise describe_error(comparison, f"query.{place}") from comparison
     except Problem as problem:
-        said = f": {problem.message}" if problem.type != "prompt_too_long" else ""  # that one quotes the prompt
+        quotes_prompt = isinstance(problem.__cause__, PromptTooLongError | LabelTokenError)
+        said = "" if quotes_prompt else f": {problem.message}"
         logger.warning("/get_reward: %d %s, %s%s", problem.status, problem.type, problem.where or "request", said)
         raise
     return _answer([comparisons.get(place, reward) for place, reward in enumerate(known)])
@@ -88,7 +89,7 @@ def _answer(outcomes: list[Comparison | float]) -> dict:
 def _read_samples(template: PolicyTemplate | None, body: GetRewardRequest, most: int) -> list[Item]:
     """Return the conversation, the response and the reference of each query."""
     counts = [len(body.query), len(body.prompts), len(body.labels)]
-    if counts[0] == 0 and not any(counts):
+    if not any(counts):
         return []
     if counts[0] > most:
         raise exceed("query", counts[0], most, "--max-pairs")

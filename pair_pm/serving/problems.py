@@ -23,6 +23,7 @@ Requests change nothing, so that any of them can be sent again: after 429 and 50
 or a broken connection.
 """
 
+import logging
 from collections.abc import Mapping
 
 from pair_pm.errors import (
@@ -33,6 +34,8 @@ from pair_pm.errors import (
     PairPMError,
     PromptTooLongError,
 )
+
+logger = logging.getLogger(__name__)
 
 
 class Problem(Exception):
@@ -67,7 +70,7 @@ def exceed(where: str, found: object, most: object, flag: str) -> Problem:
 def describe_error(error: PairPMError, where: str = "") -> Problem:
     """Return what a client is told of an error of the library."""
     if isinstance(error, EngineError):
-        # It names the servers behind, which are not the client's affair: the log says which.
+        logger.warning("%s", error)  # it names the servers behind, which are not the client's affair
         return Problem(
             503, "engine_unavailable", "no server of the weights answers; one is required; try again", where, retry(2)
         )
