@@ -101,7 +101,13 @@ def _add_serve_arguments(parser: argparse.ArgumentParser) -> None:
         help="tokenizer of the policy whose rendered prompts /get_reward takes: a folder or a hub name")  # fmt: skip
     add("--batch-window-ms", type=_at_least_zero, default=3.0, metavar="MS",
         help="how long the first request after a pause waits for others to be scored with (default: 3)")  # fmt: skip
-    add("--request-timeout-s", type=_above_zero, default=60.0, metavar="S", help="until an answer (default: 60)")
+    add(
+        "--request-timeout-s",
+        type=_above_zero,
+        default=60.0,
+        metavar="S",
+        help="from the end of a request to its answer (default: 60)",
+    )
     add("--body-timeout-s", type=_above_zero, default=30.0, metavar="S",
         help="until a request's body is there (default: 30)")  # fmt: skip
     add("--drain-timeout-s", type=_above_zero, default=30.0, metavar="S",

@@ -214,8 +214,9 @@ def _locate_fault(asked: schemas.CompareRequest | schemas.RankRequest, where: st
     """Return which part of a request cannot be rendered; all of it where only its length is too much."""
     context = asked.to_context()
     name = "prompt" if asked.messages is None else "messages"
-    parts = [(name, "A response."), *((f"responses.{place}", text) for place, text in enumerate(asked.responses))]
-    faults = (part for part, text in parts if not can_be_rendered(context, text))
+    parts = [(name, context, "A response.")]  # the responses to another question: its length would count for each
+    parts += [(f"responses.{place}", "A question?", text) for place, text in enumerate(asked.responses)]
+    faults = (part for part, context, text in parts if not can_be_rendered(context, text))
     return ".".join(part for part in (where, next(faults, "")) if part)
 
 

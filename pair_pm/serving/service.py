@@ -9,6 +9,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from operator import mul
 
 import numpy as np
@@ -26,6 +27,7 @@ from pair_pm.serving.settings import Settings
 from pair_pm.serving.tickets import Ticket
 
 _RANKINGS_AT_ONCE = 64
+_READERS = 4
 _QUICKLY_ENCODED = 20_000  # characters: a few milliseconds, which the event loop can spare
 _CHARS_A_TOKEN = 16  # more than text has; what a request may feed is known before it is tokenised
 _ENCODED_AT_ONCE = 256  # prompts, between two looks at whether anybody still waits
@@ -98,7 +100,8 @@ class Service:
         self.work: set[asyncio.Task] = set()
         [(shortest, _)] = scorer.encode_each([("?", ".", ".")])
         self._fewest_tokens = len(shortest.ids) - 3  # of any prompt: one of nothing but what stands around the texts
-        self._threads = ThreadPoolExecutor(_RANKINGS_AT_ONCE, thread_name_prefix="request")
+        self._rankings = ThreadPoolExecutor(_RANKINGS_AT_ONCE, thread_name_prefix="ranking")
+        self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="reader")  # no text waits for a ranking's end
         self._is_remote = getattr(scorer.engine, "calls_at_once", 1) > 1
         self._probed_at = -np.inf
         self._probe: asyncio.Task | None = None
@@ -120,7 +123,7 @@ class Service:
             if chars <= _QUICKLY_ENCODED:
                 results: list = scorer.encode_each(items)
             else:
-                results = await self.in_thread(scorer.encode_each, items)
+                results = await self.read(scorer.encode_each, items)
             usable = [index for index, result in enumerate(results) if not isinstance(result, PairPMError)]
             comparisons = await _compare(scorer, ticket, [results[index] for index in usable])
             for index, comparison in zip(usable, comparisons, strict=True):
@@ -133,7 +136,7 @@ class Service:
         self._check_size(most, most * _count_chars(context, responses, 2 / len(responses)))
         with self._issue_ticket() as ticket:
             scorer = RequestScorer(self.scorer, ticket, self.measures)
-            return await self.in_thread(rank, scorer, context, responses, method, seed, **options)
+            return await _run_in(self._rankings, rank, scorer, context, responses, method, seed, **options)
 
     async def reward(self, groups: Sequence[tuple], method: str, on_overlong: str, seed: int):
         """Return the rewards of groups and their counts, as `reward_groups`, and the tokens that it took."""
@@ -142,12 +145,12 @@ class Service:
         self._check_size(sum(calls), sum(map(mul, calls, chars)))
         with self._issue_ticket() as ticket:
             scorer = RequestScorer(self.scorer, ticket, self.measures)
-            return *await self.in_thread(reward_groups, scorer, groups, method, on_overlong, seed), ticket.tokens
+            rewards = await _run_in(self._rankings, reward_groups, scorer, groups, method, on_overlong, seed)
+            return *rewards, ticket.tokens
 
-    async def in_thread(self, function: Callable, *arguments, **options):
-        """Return what a function does in a thread: what takes long would hold up all other requests."""
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, lambda: function(*arguments, **options))
+    async def read(self, function: Callable, *arguments):
+        """Return what a function makes of texts, in a thread: long ones would hold up all other requests."""
+        return await _run_in(self._readers, function, *arguments)
 
     async def check_ready(self) -> None:
         """Score a pair, unless one was scored a moment ago.
@@ -214,7 +217,8 @@ class Service:
         """End its threads, where they wait for nothing."""
         if not self._is_remote:
             self._desk.close()
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        for threads in (self._rankings, self._readers):
+            threads.shutdown(wait=False, cancel_futures=True)
 
     # ---- inside -----------------------------------------------------------------------------------------------------
 
@@ -238,6 +242,10 @@ class Service:
         if chars > _CHARS_A_TOKEN * most:
             raise exceed("request", f"prompts of {chars:.0f} characters", _CHARS_A_TOKEN * most,
                 f"{_CHARS_A_TOKEN} for each of --max-request-tokens")  # fmt: skip
+
+
+async def _run_in(threads: ThreadPoolExecutor, function: Callable, *arguments, **options):
+    return await asyncio.get_running_loop().run_in_executor(threads, partial(function, *arguments, **options))
 
 
 async def _compare(

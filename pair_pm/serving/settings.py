@@ -14,7 +14,7 @@ class Limits:
         pairs: Of one request for many comparisons, and groups of one for rewards.
         request_tokens: That one request may feed, all its prompts together.
         requests: Under way together; more are told to come back.
-        request_timeout_s: From a request's arrival to its answer.
+        request_timeout_s: From the end of a request's body to its answer.
         body_timeout_s: For a request's body to come in.
     """
 
