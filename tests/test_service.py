@@ -18,6 +18,7 @@ from service_thread import GatedEngine, serve_in_thread
 from tiny_models import save_tiny_checkpoint
 
 from pair_pm import PairScorer
+from pair_pm.errors import EngineError
 from pair_pm.recipe import Recipe, write_recipe
 from pair_pm.rewards import GroupReward
 from pair_pm.serving.settings import Limits, Settings
@@ -476,6 +477,21 @@ def test_defect_is_a_typed_500_without_traceback_or_text_in_the_log(scorer, capl
         assert "Traceback" not in answer.text
     assert "RuntimeError" in caplog.text
     assert text not in caplog.text
+
+
+def test_what_a_server_of_the_weights_refuses_is_for_the_log_alone(scorer, caplog):
+    said = "http://weights:8000: answered /v1/completions with 400; 200 is required"
+
+    class Refused(GatedEngine):
+        def label_logprobs(self, prompts):
+            raise EngineError(said)
+
+    refused = PairScorer(Refused(scorer.engine), scorer.encoder, scorer.recipe)
+    with serve_in_thread(refused, Settings("judge")) as served, caplog.at_level("INFO", "pair_pm"):
+        answer = served.client.post("/v1/compare", json=BODY)
+    assert_problem(answer, 503, "engine_unavailable")
+    assert "weights:8000" not in answer.text
+    assert said in caplog.text
 
 
 def test_temperature_of_the_card_is_used(scorer):

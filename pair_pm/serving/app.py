@@ -203,6 +203,8 @@ async def _finish(service: Service, request: Request, answer: Coroutine[Any, Any
         service.work.discard(work)
         work.cancel()
         leaving.cancel()
+        # Before the answer goes out, so that nothing is computed for it after that; it retrieves late errors as well.
+        await asyncio.gather(work, leaving, return_exceptions=True)
 
 
 async def _wait_for_hang_up(request: Request) -> None:
