@@ -22,6 +22,7 @@ from pathlib import Path
 from pair_pm.command_line import add_model_arguments, identify_model, load_scorer, quieten_libraries
 from pair_pm.errors import DataError, MissingPathError, PairPMError
 from pair_pm.ranking import METHODS, ORDERS
+from pair_pm.serving.settings import Limits, Settings
 
 _INPUT_FORM = '{"messages": [{"role": "user", "content": …}, …], "response_a": …, "response_b": …}'
 
@@ -88,7 +89,7 @@ def _add_rank_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_serve_arguments(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
+    add, limits = parser.add_argument, Limits()
     add("--host", default="127.0.0.1", help="address to listen on; others than this machine's own need an API key "
         "(default: 127.0.0.1)")  # fmt: skip
     add("--port", type=_port, default=8000, help="0 for any that is free (default: 8000)")
@@ -113,12 +114,12 @@ def _add_serve_arguments(parser: argparse.ArgumentParser) -> None:
     add("--drain-timeout-s", type=_above_zero, default=30.0, metavar="S",
         help="after SIGTERM, for requests that were taken (default: 30)")  # fmt: skip
     for flag, default, help in (
-        ("--max-requests", 256, "under way at once; more are told to come back"),
-        ("--max-body-bytes", 4 * 2**20, "of a request"),
-        ("--max-responses", 64, "to one conversation"),
-        ("--max-messages", 256, "of one conversation"),
-        ("--max-pairs", 1024, "of one batch, and groups of one request for rewards"),
-        ("--max-request-tokens", 2**20, "that one request may feed, all its prompts together"),
+        ("--max-requests", limits.requests, "under way at once; more are told to come back"),
+        ("--max-body-bytes", limits.body_bytes, "of a request"),
+        ("--max-responses", limits.responses, "to one conversation"),
+        ("--max-messages", limits.messages, "of one conversation"),
+        ("--max-pairs", limits.pairs, "of one batch, and groups of one request for rewards"),
+        ("--max-request-tokens", limits.request_tokens, "that one request may feed, all its prompts together"),
     ):
         add(flag, type=_count, default=default, metavar="N", help=f"{help} (default: {default})")
     add("--log-prompts", action="store_true", help="let the log show what requests say")
@@ -229,7 +230,6 @@ def serve(arguments: argparse.Namespace) -> None:
     from pair_pm.policy_template import PolicyTemplate
     from pair_pm.serving.app import create_app
     from pair_pm.serving.server import is_local_address, open_socket, read_api_key, run
-    from pair_pm.serving.settings import Limits, Settings
 
     key = read_api_key(arguments.api_key_file)
     listener = open_socket(arguments.host, arguments.port, bool(key))

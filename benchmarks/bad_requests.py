@@ -12,7 +12,7 @@ The last line on stdout is one JSON object: `requests`; `server_errors` (answers
 says when to come back); `hangs` (neither an answer nor an end of the connection within 20 s); `wrong` (of `requests`,
 server errors and hangs included); `good_failed` (of the good client's); `memory_growth` (resident memory of the server
 at the end over that after the first tenth, less 1); `latency_factor` (p95 of the good client beside the bad ones over
-that alone). It fails where any of the first counts is not 0, memory grew by over 10%, or a request was not answered.
+that alone). It fails where any count of faults is not 0, memory grew by over 10%, or a request was not answered.
 """
 
 import argparse

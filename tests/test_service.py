@@ -452,6 +452,22 @@ def test_long_ranking_does_not_starve_a_comparison(gated):
     assert len(gated.engine.calls) > 5
 
 
+def test_busy_engine_is_ready_and_one_that_never_answered_is_not(gated, monkeypatch):
+    monkeypatch.setattr("pair_pm.serving.service._PROBE_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("pair_pm.serving.service._PROBE_KEPT_S", 0.0)
+    with serve_in_thread(gated, Settings("judge")) as served:
+        gated.engine.gate.clear()
+        assert_problem(served.client.get("/ready"), 503, "engine_unavailable")
+        gated.engine.gate.set()
+        assert served.client.post("/v1/compare", json=BODY).status_code == 200
+        gated.engine.gate.clear()
+        held = post_in_thread(served, "/v1/compare", BODY)
+        wait_until(lambda: served.service.under_way == 1)
+        assert served.client.get("/ready").status_code == 200
+        gated.engine.gate.set()
+        held.join(30)
+
+
 def test_damaged_weights_are_no_verdict(scorer):
     class Damaged(GatedEngine):
         def label_logprobs(self, prompts):

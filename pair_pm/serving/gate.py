@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 # They tell nothing of the model, and the page has to be there before it can ask for a key.
 OPEN_PATHS = ("/", "/health", "/ready", "/docs", "/openapi.json")
+_POLLED_PATHS = ("/health", "/ready", "/metrics")  # every few seconds: the log tells only when they fail
 
 
 class HangUp(Exception):
@@ -142,7 +143,8 @@ class Gate:
         path = scope["path"] if scope["path"] in self.paths else "other"
         seconds = time.monotonic() - visit.started
         self.service.measures.note_request(path, visit.status, seconds)
-        logger.info("%s %s %d %.0f ms", scope["method"][:20], _write_path(scope), visit.status, 1000 * seconds)
+        level = logging.DEBUG if path in _POLLED_PATHS and visit.status == 200 else logging.INFO
+        logger.log(level, "%s %s %d %.0f ms", scope["method"][:20], _write_path(scope), visit.status, 1000 * seconds)
 
 
 class _Visit:

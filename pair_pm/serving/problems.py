@@ -75,7 +75,9 @@ def describe_error(error: PairPMError, where: str = "") -> Problem:
             503, "engine_unavailable", "no server of the weights answers; one is required; try again", where, retry(2)
         )
     if isinstance(error, CheckpointError):
-        return Problem(503, "engine_unavailable", "the model gives no finite number; its weights are damaged", where)
+        return Problem(
+            503, "engine_unavailable", "the model gives no finite number; its weights are damaged", where, retry(60)
+        )
     if isinstance(error, PromptTooLongError):
         return Problem(400, "prompt_too_long", str(error), where)
     if isinstance(error, ConfigError):

@@ -19,7 +19,7 @@ from pair_pm.group_rewards import reward_groups
 from pair_pm.ranking import COMPARISONS_A_RESPONSE, rank
 from pair_pm.recipe import installed_versions, make_card
 from pair_pm.scoring import Comparison, EncodedPair, InputError, Item, OrderedComparison, PairScorer
-from pair_pm.serving.batcher import Batcher
+from pair_pm.serving.batcher import Batch, Batcher
 from pair_pm.serving.desks import PassThrough
 from pair_pm.serving.measures import Measures
 from pair_pm.serving.problems import Problem, describe_error, exceed, retry
@@ -103,14 +103,14 @@ class Service:
         self._rankings = ThreadPoolExecutor(_RANKINGS_AT_ONCE, thread_name_prefix="ranking")
         self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="reader")  # no text waits for a ranking's end
         self._is_remote = getattr(scorer.engine, "calls_at_once", 1) > 1
-        self._probed_at = -np.inf
+        self._probed_at = self._computed_at = -np.inf
         self._probe: asyncio.Task | None = None
         self.measures = Measures(self._count_waiting, lambda: self.under_way)
         if self._is_remote:
             scorer.engine.absence_s = _ABSENCE_S
             self._desk = PassThrough(scorer.engine, settings.limits.requests)
         else:
-            self._desk = Batcher(scorer.engine, settings.batch_window_s, self.measures.note_batch)
+            self._desk = Batcher(scorer.engine, settings.batch_window_s, self._note_batch)
 
     # ---- what is asked of it ----------------------------------------------------------------------------------------
 
@@ -173,13 +173,10 @@ class Service:
             except PairPMError as error:
                 raise describe_error(error) from error
             except TimeoutError:
-                raise Problem(
-                    503,
-                    "engine_unavailable",
-                    f"a pair takes over {_PROBE_TIMEOUT_S:g} s; less is required",
-                    "",
-                    retry(2),
-                ) from None
+                if time.monotonic() - self._computed_at > self.settings.limits.request_timeout_s:
+                    said = f"nothing was scored for {_PROBE_TIMEOUT_S:g} s; an engine that answers is required"
+                    raise Problem(503, "engine_unavailable", said, "", retry(2)) from None
+                # Else it is at work on what others asked: to be busy is to be ready.
         self._probed_at = time.monotonic()
 
     def describe_model(self) -> dict:
@@ -229,6 +226,10 @@ class Service:
             yield ticket
         finally:
             ticket.close()
+
+    def _note_batch(self, batch: Batch) -> None:
+        self._computed_at = time.monotonic()
+        self.measures.note_batch(batch)
 
     def _count_waiting(self) -> int:
         return 0 if self._is_remote else self._desk.waiting_prompts
