@@ -97,9 +97,24 @@ class PromptEncoder:
         texts = [render_chat(self.tokenizer, prompt, label) for prompt in prompts]
         if not texts:
             return []
-        # The template has written BOS already: adding special tokens again would double it.
-        sequences = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        sequences = self._tokenize(texts)
         return [self._strip_bos(ids) for ids in sequences] if self.profile == "rlhflow" else sequences
+
+    def _tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+        # The template has written BOS already: adding special tokens again would double it.
+        if not self._is_plain():
+            return self.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        # The same ids at two thirds of the time: without offsets, masks and copies of each.
+        encodings = self.tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        return [encoding.ids for encoding in encodings]
+
+    def _is_plain(self) -> bool:
+        """Return whether the tokenizer's library would be called with nothing set, as transformers calls it."""
+        tokenizer = self.tokenizer
+        if not tokenizer.is_fast or tokenizer.split_special_tokens:
+            return False
+        backend = tokenizer.backend_tokenizer
+        return backend.truncation is None and backend.padding is None and not backend.encode_special_tokens
 
     def _strip_bos(self, ids: list[int]) -> list[int]:
         return ids[_count_leading(ids, self.tokenizer.bos_token_id) :]

@@ -177,6 +177,30 @@ def test_prompts_in_one_call_are_served_as_one_by_one():
     assert (encoder.encode([]), encoder.training_lengths([])) == ([], [])
 
 
+def _truncate(tokenizer):
+    tokenizer.backend_tokenizer.enable_truncation(5)
+
+
+def _pad(tokenizer):
+    tokenizer.backend_tokenizer.enable_padding(length=400)
+
+
+def _split(tokenizer):
+    tokenizer.split_special_tokens = True
+
+
+@pytest.mark.parametrize("set_up", [_truncate, _pad, _split])
+def test_ids_are_those_of_the_tokenizer_whatever_its_backend_was_set_to(set_up):
+    tokenizer, prompts = make_small_tokenizer(), ["Why?", "A longer one, about the sea."]
+    encoder = PromptEncoder(tokenizer)
+    plain = encoder.training_lengths(prompts)
+    set_up(tokenizer)
+    lengths = encoder.training_lengths(prompts)
+    texts = [render_chat(tokenizer, prompt, "A") for prompt in prompts]
+    assert lengths == [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
+    assert (lengths == plain) == (set_up is not _split)
+
+
 def test_each_prompt_is_rendered_once(monkeypatch):
     rendered = []
     encoder = ENCODERS["chatml"]
