@@ -229,7 +229,7 @@ def serve(arguments: argparse.Namespace) -> None:
     """Serve the model until a signal, and end the process."""
     from pair_pm.policy_template import PolicyTemplate
     from pair_pm.serving.app import create_app
-    from pair_pm.serving.server import is_local_address, open_socket, read_api_key, run
+    from pair_pm.serving.server import is_local_address, open_socket, read_api_key, run, tune_process
 
     key = read_api_key(arguments.api_key_file)
     listener = open_socket(arguments.host, arguments.port, bool(key))
@@ -263,6 +263,7 @@ def serve(arguments: argparse.Namespace) -> None:
     host = f"[{arguments.host}]" if ":" in arguments.host else arguments.host
     address = f"http://{host}:{listener.getsockname()[1]}"
     ready = f"{settings.model_name} at {address}: a page to try it, and the API at {address}/docs"
+    tune_process()
     run(app, listener, arguments.drain_timeout_s, lambda: print(ready, file=sys.stderr, flush=True))
     # A thread that still computes would abort the interpreter's own end, and one that waits for a server hold it up.
     logging.shutdown()

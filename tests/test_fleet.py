@@ -124,6 +124,23 @@ def test_large_request_is_not_passed_by_smaller_ones_while_it_waits_for_room(exp
     assert order == [2, 1]
 
 
+def test_call_that_is_given_up_sends_no_more_and_leaves_room_for_others(expected, pair):
+    engine, asked = connect(expected, *pair), []
+
+    def give_up() -> None:
+        asked.append(sum(len(stand_in.questions) for stand_in in pair))
+        raise InterruptedError
+
+    pair[0].delay_s = pair[1].delay_s = 0.8  # so that it is looked at whether anybody waits while the first are open
+    many = [[number, side, 0, 9] for number in range(1000) for side in (0, 1)]
+    with pytest.raises(InterruptedError):
+        engine.label_logprobs(many, give_up)
+    pair[0].delay_s = pair[1].delay_s = 0.0
+    call_together(engine, 1)
+    assert len(asked) == 1
+    assert sum(len(stand_in.questions) for stand_in in pair) == asked[0] + THREADS
+
+
 # ---- absence --------------------------------------------------------------------------------------------------------
 
 

@@ -17,6 +17,7 @@ from vllm_stand_in import StandIn
 
 import serve_pair_rm
 from pair_pm import PairScorer
+from pair_pm.engines.vllm_engine import REQUESTS_AT_ONCE
 from pair_pm.recipe import Recipe, write_recipe
 from pair_pm.tokens import PromptEncoder
 
@@ -193,6 +194,20 @@ def test_servers_that_never_answer_do_not_hold_the_exit(checkpoint, tmp_path):
         assert httpx.post(f"{service.url}/v1/compare", json=BODY, timeout=60).status_code == 504
         service.process.send_signal(signal.SIGTERM)
         assert service.process.wait(30) == 0
+    server.kill()
+
+
+def test_client_that_hangs_up_has_nothing_more_sent_to_the_servers(checkpoint, tmp_path):
+    server = StandIn(make_small_tokenizer())
+    with run_service(checkpoint, tmp_path / "log", "--engine", server.url) as service:
+        server.delay_s = 1.0
+        comparisons = [{**BODY, "responses": [f"{number}.", "No."]} for number in range(1000)]  # over 60 requests
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(f"{service.url}/v1/compare/batch", json={"comparisons": comparisons}, timeout=2.5)
+        time.sleep(1.0)
+        asked = len(server.questions)
+        time.sleep(2.5)
+        assert (server.busiest, len(server.questions)) == (REQUESTS_AT_ONCE, asked)
     server.kill()
 
 

@@ -5,7 +5,7 @@ It imports no vLLM, whose requirements conflict with those of training: it speak
 
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import urlsplit
 
@@ -61,8 +61,12 @@ class VLLMEngine:
         self.absence_s = absence_s
         self._open(servers)
 
-    def label_logprobs(self, prompts: Sequence[Sequence[int]]) -> np.ndarray:
+    def label_logprobs(self, prompts: Sequence[Sequence[int]], check: Callable[[], None] = lambda: None) -> np.ndarray:
         """Return the natural-log probabilities of "A" and "B" as next token, float64, shape (prompts, 2).
+
+        Args:
+            prompts: Token ids.
+            check: Called twice a second; what it raises ends the call, of which no further request is sent then.
 
         Raises:
             EngineError: no server answered for `timeout_s`, all were away for `absence_s`, or one refuses the prompts.
@@ -73,7 +77,7 @@ class VLLMEngine:
         distinct = list(places)
         logprobs = np.empty((len(distinct), 2))
         batches = split_neighbours(distinct, PROMPTS_A_REQUEST, TOKENS_A_REQUEST)
-        answers = self._send([[distinct[index] for index in batch] for batch in batches])
+        answers = self._send([[distinct[index] for index in batch] for batch in batches], check)
         for batch, answer in zip(batches, answers, strict=True):
             logprobs[batch] = answer
         return logprobs[[places[tuple(prompt)] for prompt in prompts]]
@@ -117,7 +121,7 @@ class VLLMEngine:
                 "required, as at the start"
             )
 
-    def _send(self, batches: Sequence[Sequence[Sequence[int]]]) -> list[np.ndarray]:
+    def _send(self, batches: Sequence[Sequence[Sequence[int]]], check: Callable[[], None]) -> list[np.ndarray]:
         """Return the answers to batches, each from whichever server answered it."""
         members = self._fleet.list_by_load()
         dispatch = Dispatch(len(batches), len(members))
@@ -126,8 +130,13 @@ class VLLMEngine:
             home = members[lane] if len(batches) >= len(members) else None  # fewer have no neighbours to keep
             # Daemons: after Ctrl-C nobody waits for an answer that is under way.
             threading.Thread(target=self._serve, args=(dispatch, batches, lane, home), daemon=True).start()
+
+        def check_all() -> None:
+            check()
+            self._check_absence()
+
         try:
-            return dispatch.wait(self._timeout_s, self._check_absence)
+            return dispatch.wait(self._timeout_s, check_all)
         except TimeoutError as error:
             raise EngineError(
                 f"no server has answered for {self._timeout_s:g} s, and {error} are open "

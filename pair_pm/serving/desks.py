@@ -1,12 +1,13 @@
 """Where prompts are handed in and answers come back later: merged (`batcher`), or passed on as they are."""
 
 from collections.abc import Sequence
-from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
-from typing import Protocol
+from concurrent.futures import CancelledError, Future, InvalidStateError, ThreadPoolExecutor
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from pair_pm.engines import Engine
+if TYPE_CHECKING:
+    from pair_pm.engines.vllm_engine import VLLMEngine
 
 
 class Desk(Protocol):
@@ -23,11 +24,11 @@ class PassThrough:
     """Hands prompts to an engine that batches by itself and takes calls from many threads.
 
     Args:
-        engine: Such as one of vLLM servers.
+        engine: Of vLLM servers.
         calls_at_once: At most so many; more wait.
     """
 
-    def __init__(self, engine: Engine, calls_at_once: int):
+    def __init__(self, engine: "VLLMEngine", calls_at_once: int):
         self.max_prompt_tokens = engine.max_prompt_tokens
         self._engine = engine
         self._pool = ThreadPoolExecutor(calls_at_once, thread_name_prefix="engine")
@@ -39,10 +40,13 @@ class PassThrough:
         return answer
 
     def _call(self, prompts: Sequence[Sequence[int]], answer: Future) -> None:
-        if answer.done():
-            return
+        def check() -> None:
+            if answer.cancelled():
+                raise CancelledError
+
         try:
-            settle(answer, self._engine.label_logprobs(prompts))
+            check()
+            settle(answer, self._engine.label_logprobs(prompts, check))
         except Exception as error:
             settle(answer, error)
 

@@ -74,6 +74,22 @@ def open_socket(host: str, port: int, has_key: bool) -> socket.socket:
     return listener
 
 
+def tune_process() -> None:
+    """Set what Python and its libraries set for one computing thread to what many small requests beside it need.
+
+    To be called once, when all is loaded.
+    """
+    # A forward pass gives the interpreter back hundreds of times; at Python's own 5 ms each return could cost more than
+    # the pass, and did cost a small model a sixth of its speed.
+    sys.setswitchinterval(0.0005)
+    # What is there now stays: half a million objects, which every full collection would halt all for 0.3 s to look at.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000)
+    # The two prompts of a comparison are tokenised sooner than other threads wake up to share them.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
 def run(app, listener: socket.socket, drain_timeout_s: float, announce: Callable[[], None]) -> None:
     """Serve until SIGTERM or SIGINT; then answer what was taken, refuse what comes, and return within the time.
 
@@ -99,26 +115,12 @@ def run(app, listener: socket.socket, drain_timeout_s: float, announce: Callable
         backlog=2 * MOST_CONNECTIONS,
     )
     _allow_open_files(2 * MOST_CONNECTIONS + 200)
-    _tune_for_small_requests()
     service: Service = app.state.service
     server = _Server(config, service, drain_timeout_s, announce)
     server.run(sockets=[listener])
     service.close()
     if not server.is_drained:
         logger.warning("the drain is over; what was not done was answered with 503")
-
-
-def _tune_for_small_requests() -> None:
-    """Set for many small requests beside a computing thread what Python and its libraries set for one large program."""
-    # A forward pass gives the interpreter back hundreds of times; at Python's own 5 ms each return could cost more than
-    # the pass, and did cost a small model a sixth of its speed.
-    sys.setswitchinterval(0.0005)
-    # What is there now stays: half a million objects, which every full collection would halt all for 0.3 s to look at.
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(10_000)
-    # The two prompts of a comparison are tokenised sooner than other threads wake up to share them.
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
 def _allow_open_files(count: int) -> None:
