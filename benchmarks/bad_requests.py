@@ -55,7 +55,7 @@ async def run(process: ServiceProcess, arguments: argparse.Namespace) -> dict:
     for count in requests:
         part = (request for _, request in zip(range(count), made, strict=False))
         attacks.append(await bad_requests.attack(port, part, arguments.clients))
-        resident.append(bad_requests.read_resident_bytes(process.process.pid))
+        resident.append(process.read_resident_bytes())
         print(
             f"{sum(sum(one.statuses.values()) for one in attacks)} requests, {resident[-1] / 2**20:.0f} MiB", flush=True
         )

@@ -57,12 +57,6 @@ class Turns:
     failed: int = 0
 
 
-def measure_resident(process: subprocess.Popen) -> int:
-    """Return a process's resident memory in bytes."""
-    status = Path(f"/proc/{process.pid}/status").read_text()
-    return 1024 * int(re.search(r"VmRSS:\s+(\d+)", status)[1])
-
-
 async def run_clients(port: int, bodies: list[bytes], clients: int) -> tuple[float, list[float], int]:
     """Return the seconds that clients take for all bodies, each request's latency in ms, and how many failed."""
     waiting = iter(bodies)
@@ -125,7 +119,7 @@ def measure(model: Path, pairs: list, repeats: int, seconds: float, folder: Path
     with run_service(model, folder / "log", "--batch-window-ms", str(WINDOW_MS)) as service:
         port = urlsplit(service.url).port
         asyncio.run(run_clients(port, bodies, 32))  # what grows once
-        turns.resident.append(measure_resident(service.process))
+        turns.resident.append(service.read_resident_bytes())
         for _ in range(repeats):
             turns.offline.append(score_offline(model, rows, folder))
             for clients in reversed(CLIENTS):
@@ -135,7 +129,7 @@ def measure(model: Path, pairs: list, repeats: int, seconds: float, folder: Path
                 turns.latencies[clients] += latencies
                 turns.failed += failed
             turns.engine_ms.append(time_engine(scorer, pairs[: max(16, len(pairs) // 4)]))
-        turns.resident.append(measure_resident(service.process))
+        turns.resident.append(service.read_resident_bytes())
     return turns
 
 

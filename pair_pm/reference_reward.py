@@ -5,9 +5,8 @@ strengths within a group of responses (`pair_pm.group_rewards`) have not.
 """
 
 import math
-from collections.abc import Sequence
 
-from pair_pm.scoring import Comparison, Item, PairScorer
+from pair_pm.scoring import Comparison
 from pair_pm.strengths import clip_shares
 
 
@@ -39,11 +38,3 @@ def known_reward(response: str, reference: str) -> float | None:
 def reward_of_comparison(comparison: Comparison) -> float:
     """Return the reward of the first response of a comparison with the reference."""
     return reward_of_share(comparison.prob_first)
-
-
-def reference_rewards(scorer: PairScorer, items: Sequence[Item]) -> list[float]:
-    """Return the reward for each (messages, response, reference); errors as `PairScorer.compare_many`."""
-    rewards = [known_reward(response, reference) for _, response, reference in items]
-    unknown = [item for item, reward in zip(items, rewards, strict=True) if reward is None]
-    comparisons = iter(scorer.compare_many(unknown))
-    return [reward_of_comparison(next(comparisons)) if reward is None else reward for reward in rewards]

@@ -599,9 +599,3 @@ async def attack(port: int, requests: Iterator[BadRequest], at_once: int) -> Att
     beside.cancel()
     await asyncio.gather(beside, return_exceptions=True)
     return found
-
-
-def read_resident_bytes(pid: int) -> int:
-    """Return the memory that a process has in RAM."""
-    with open(f"/proc/{pid}/statm") as sizes:
-        return int(sizes.read().split()[1]) * 4096

@@ -2,6 +2,7 @@
 
 import os
 import re
+import resource
 import subprocess
 import sys
 import time
@@ -29,6 +30,11 @@ class ServiceProcess:
     url: str
     process: subprocess.Popen
     log: Path
+
+    def read_resident_bytes(self) -> int:
+        """Return how much memory it has in RAM."""
+        pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
+        return pages * resource.getpagesize()
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """The service in a thread of the test's own process, on a real socket: for engines that the test holds in its hand."""
 
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -62,3 +63,11 @@ def serve_in_thread(scorer: PairScorer, settings: Settings) -> Iterator[ServiceT
         app.state.service.is_draining = True
         thread.join(30)
         assert not thread.is_alive()
+
+
+def wait_until(condition) -> None:
+    """Return when a condition holds, which it must soon."""
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)

@@ -13,7 +13,7 @@ import httpx
 import hypothesis
 import pytest
 import schemathesis
-from bad_requests import Attack, GoodClient, attack, make_bad_requests, read_resident_bytes, write_post
+from bad_requests import Attack, GoodClient, attack, make_bad_requests, write_post
 from conftest import make_small_tokenizer
 from schemathesis.checks import CHECKS
 from schemathesis.generation import GenerationMode
@@ -121,9 +121,9 @@ def course(process, stalled):
         alone = GoodClient(port)
         await alone.compare(100)
         await attack(port, make_bad_requests(COUNT // 4, seed=1), AT_ONCE)
-        warm_bytes = read_resident_bytes(process.process.pid)
+        warm_bytes = process.read_resident_bytes()
         found = await attack(port, make_bad_requests(COUNT), AT_ONCE)
-        return Course(alone, found, warm_bytes, read_resident_bytes(process.process.pid), await endless)
+        return Course(alone, found, warm_bytes, process.read_resident_bytes(), await endless)
 
     return asyncio.run(run())
 

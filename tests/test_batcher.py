@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from service_thread import wait_until
 
 from pair_pm.serving.batcher import Batch, Batcher
 
@@ -60,13 +61,6 @@ def busy(engine, batcher):
     wait_until(lambda: engine.batches)
     yield first
     engine.gate.set()
-
-
-def wait_until(condition) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
 
 
 def make_prompts(count: int, length: int, first: int) -> list[list[int]]:

@@ -7,8 +7,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from simulated import RuleEngine, make_scorer
 
-from pair_pm.errors import DataError
-from pair_pm.reference_reward import LEAST_REWARD, known_reward, reference_rewards, reward_of_share
+from pair_pm.reference_reward import LEAST_REWARD, known_reward, reward_of_comparison, reward_of_share
 from pair_pm.rewards import GroupReward
 
 STRENGTHS = {"good": 1.5, "fair": 0.25, "bad": -1.0}
@@ -29,34 +28,32 @@ def scorer(engine):
     return make_scorer(engine)
 
 
+def reward(scorer, *item) -> float:
+    """Return the reward of a response beside its reference, as a service gives it."""
+    known = known_reward(*item[1:])
+    return reward_of_comparison(scorer.compare(*item)) if known is None else known
+
+
 def test_reward_is_the_log_odds_of_the_mean_over_both_orders(scorer):
     # Slot A adds 0.5, so "good" (1.5) beats "fair" (0.25) with sigmoid(1.75) in A and sigmoid(0.75) in B.
     mean = (1 / (1 + math.exp(-1.75)) + 1 / (1 + math.exp(-0.75))) / 2
-    assert reference_rewards(scorer, [("Q", "good", "fair")]) == pytest.approx([math.log(mean / (1 - mean))])
+    assert reward(scorer, "Q", "good", "fair") == pytest.approx(math.log(mean / (1 - mean)))
 
 
 def test_reward_is_how_much_stronger_the_response_is_in_a_group_of_two(scorer):
-    [reward] = reference_rewards(scorer, [("Q", "bad", "fair")])
     response, reference = GroupReward(scorer, method="round_robin")(["Q", "Q"], ["bad", "fair"])
-    assert reward == pytest.approx(response - reference, abs=1e-6)
+    assert reward(scorer, "Q", "bad", "fair") == pytest.approx(response - reference, abs=1e-6)
 
 
 def test_response_and_reference_changing_places_change_the_sign(scorer):
-    one, other = reference_rewards(scorer, [("Q", "good", "bad"), ("Q", "bad", "good")])
+    one, other = reward(scorer, "Q", "good", "bad"), reward(scorer, "Q", "bad", "good")
     assert one == pytest.approx(-other)
     assert one > 0
 
 
-def test_order_and_company_of_the_items_change_no_reward(scorer):
-    items = [("Q", "good", "bad"), ("R", "bad", "bad"), ("Q", "fair", "bad"), ("S", "", "fair")]
-    alone = [reference_rewards(scorer, [item])[0] for item in items]
-    assert reference_rewards(scorer, items) == alone
-    assert reference_rewards(scorer, items[::-1]) == alone[::-1]
-
-
 def test_the_reference_itself_has_zero_and_silence_the_least_without_a_comparison(engine, scorer):
     before = engine.prompts
-    rewards = reference_rewards(scorer, [("Q", "good", "good"), ("Q", " good\n", "good"), ("Q", " \n", "good")])
+    rewards = [reward(scorer, "Q", response, "good") for response in ("good", " good\n", " \n")]
     assert rewards == [0.0, 0.0, LEAST_REWARD]
     assert engine.prompts == before
     assert known_reward("good", "bad") is None
@@ -72,8 +69,3 @@ def test_every_probability_has_a_finite_reward_that_changes_sign_with_it(prob):
     assert reward == pytest.approx(-reward_of_share(1 - prob), abs=1e-6)
     # log(1e-6 / (1 - 1e-6)): the least share that strengths are fitted with
     assert pytest.approx(-13.8155, abs=1e-4) == LEAST_REWARD
-
-
-def test_what_cannot_be_rendered_is_the_scorers_error(scorer):
-    with pytest.raises(DataError, match="roles_out_of_order"):
-        reference_rewards(scorer, [([{"role": "assistant", "content": "?"}], "good", "bad")])

@@ -6,7 +6,6 @@ import re
 import socket
 import subprocess
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -14,7 +13,7 @@ import httpx
 import pytest
 from conftest import make_small_tokenizer
 from service_process import run_service
-from service_thread import GatedEngine, serve_in_thread
+from service_thread import GatedEngine, serve_in_thread, wait_until
 from tiny_models import save_tiny_checkpoint
 
 from pair_pm import PairScorer
@@ -69,13 +68,6 @@ def gated(scorer):
     gated = PairScorer(GatedEngine(scorer.engine), scorer.encoder, scorer.recipe)
     yield gated
     gated.engine.gate.set()
-
-
-def wait_until(condition) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
 
 
 def assert_problem(answer: httpx.Response, status: int, kind: str, says: str = "") -> None:
@@ -468,12 +460,18 @@ def test_busy_engine_is_ready_and_one_that_never_answered_is_not(gated, monkeypa
         held.join(30)
 
 
-def test_damaged_weights_are_no_verdict(scorer):
-    class Damaged(GatedEngine):
-        def label_logprobs(self, prompts):
-            return super().label_logprobs(prompts) * float("nan")
+def answer_with(scorer: PairScorer, change) -> PairScorer:
+    """Return a scorer whose engine answers what a function makes of its answer."""
 
-    damaged = PairScorer(Damaged(scorer.engine), scorer.encoder, scorer.recipe)
+    class Changed(GatedEngine):
+        def label_logprobs(self, prompts):
+            return change(super().label_logprobs(prompts))
+
+    return PairScorer(Changed(scorer.engine), scorer.encoder, scorer.recipe)
+
+
+def test_damaged_weights_are_no_verdict(scorer):
+    damaged = answer_with(scorer, lambda logprobs: logprobs * float("nan"))
     with serve_in_thread(damaged, Settings("judge")) as served:
         assert_problem(served.client.post("/v1/compare", json=BODY), 503, "engine_unavailable", "finite")
         assert_problem(served.client.get("/ready"), 503, "engine_unavailable")
@@ -482,12 +480,10 @@ def test_damaged_weights_are_no_verdict(scorer):
 def test_defect_is_a_typed_500_without_traceback_or_text_in_the_log(scorer, caplog):
     text = "what a client said"
 
-    class Defective(GatedEngine):
-        def label_logprobs(self, prompts):
-            raise RuntimeError(text)
+    def fail(logprobs):
+        raise RuntimeError(text)
 
-    defective = PairScorer(Defective(scorer.engine), scorer.encoder, scorer.recipe)
-    with serve_in_thread(defective, Settings("judge")) as served, caplog.at_level("INFO", "pair_pm"):
+    with serve_in_thread(answer_with(scorer, fail), Settings("judge")) as served, caplog.at_level("INFO", "pair_pm"):
         answer = served.client.post("/v1/compare", json=BODY)
         assert_problem(answer, 500, "internal")
         assert "Traceback" not in answer.text
@@ -498,12 +494,10 @@ def test_defect_is_a_typed_500_without_traceback_or_text_in_the_log(scorer, capl
 def test_what_a_server_of_the_weights_refuses_is_for_the_log_alone(scorer, caplog):
     said = "http://weights:8000: answered /v1/completions with 400; 200 is required"
 
-    class Refused(GatedEngine):
-        def label_logprobs(self, prompts):
-            raise EngineError(said)
+    def refuse(logprobs):
+        raise EngineError(said)
 
-    refused = PairScorer(Refused(scorer.engine), scorer.encoder, scorer.recipe)
-    with serve_in_thread(refused, Settings("judge")) as served, caplog.at_level("INFO", "pair_pm"):
+    with serve_in_thread(answer_with(scorer, refuse), Settings("judge")) as served, caplog.at_level("INFO", "pair_pm"):
         answer = served.client.post("/v1/compare", json=BODY)
     assert_problem(answer, 503, "engine_unavailable")
     assert "weights:8000" not in answer.text
