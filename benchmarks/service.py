@@ -4,9 +4,11 @@
     python benchmarks/service.py --repeats 1 --seconds 5
 
 Two models on this machine's CPU: a Gemma of 30 million random parameters with 14,000 tokens of vocabulary (`gemma`),
-and the quickstart's of 0.3 million (`tiny`), where HTTP and JSON are most of the work. A real server process answers
-closed-loop clients over sockets of the loopback: each sends one comparison, waits for the verdict, and sends the next.
-In turn, `--repeats` times:
+and the quickstart's of 0.3 million (`tiny`), where HTTP, JSON and tokenising are a quarter of the work. The small one
+comes twice: with all cores for its forward passes, which HTTP and the clients then take from them, and with one thread
+for them (`tiny_one_thread`), offline as well, so that they do not. A real server process answers closed-loop clients
+over sockets of the loopback: each sends one comparison, waits for the verdict, and sends the next. In turn,
+`--repeats` times:
 
     offline   `serve_pair_rm.py score` on the rows, timed by its own summary, which leaves out loading
     service   1, 8 and 32 clients on the same rows
@@ -15,7 +17,7 @@ In turn, `--repeats` times:
 The last line on stdout is one JSON object: `ratio_to_offline` (pairs a second of 32 clients over `score`'s),
 `latency_ratio_one_client` (median latency of one client, less the batch window, over the median of a bare call),
 `p99_ms_32`, `failed` (requests not answered 200, of all), `memory_growth` (resident memory of the server after all
-turns over that before them, less 1), each of the Gemma; the same with `tiny_` before them.
+turns over that before them, less 1), each of the Gemma; the same with `tiny_` and `tiny_one_thread_` before them.
 """
 
 import argparse
@@ -28,6 +30,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -39,6 +43,7 @@ from scoring import read_pairs, save_checkpoint  # noqa: E402
 from service_process import run_service  # noqa: E402
 
 QUICKSTART = ROOT / "examples/quickstart"
+CASES = ("gemma", "tiny", "tiny_one_thread")
 CLIENTS = (1, 8, 32)
 LONGEST_PAIR = 1200  # characters, so that a row is like another and a turn takes seconds
 WINDOW_MS = 3.0
@@ -103,10 +108,27 @@ def time_engine(scorer, pairs: list) -> float:
     return statistics.median(times)
 
 
+@contextmanager
+def use_threads(count: int) -> Iterator[None]:
+    """Let this process and those that it starts compute on so many cores."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    os.environ["OMP_NUM_THREADS"] = str(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+        del os.environ["OMP_NUM_THREADS"]
+
+
 def measure(model: Path, pairs: list, repeats: int, seconds: float, folder: Path) -> Turns:
     """Return what the turns measured."""
     from pair_pm import PairScorer
+    from pair_pm.command_line import keep_freed_memory
 
+    keep_freed_memory()  # as the commands do that it is compared with
     scorer = PairScorer.from_pretrained(str(model))
     pairs = [pair for pair in pairs if scorer.fits(*pair)]
     rate = len(pairs[:16]) / _time(lambda: scorer.compare_many(pairs[:16]))
@@ -173,25 +195,23 @@ def report(name: str, turns: Turns) -> dict[str, float]:
 
 
 def main() -> None:
-    """Measure both models."""
+    """Measure the cases."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=3, help="turns (default: 3)")
     parser.add_argument("--seconds", type=float, default=15, help="of offline work a turn (default: 15)")
-    parser.add_argument("--only", choices=("gemma", "tiny"), help="one model alone")
+    parser.add_argument("--only", choices=CASES, help="one case alone")
     arguments = parser.parse_args()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     figures: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         pairs = [pair for pair in read_pairs("hh-rlhf.test") if len(json.dumps(pair)) < LONGEST_PAIR]
-        if arguments.only != "tiny":
-            turns = measure(
-                save_checkpoint("fifth", folder / "gemma"), pairs, arguments.repeats, arguments.seconds, folder
-            )
-            figures |= report("gemma", turns)
-        if arguments.only != "gemma" and (QUICKSTART / "run/model").exists():
-            turns = measure(QUICKSTART / "run/model", pairs, arguments.repeats, arguments.seconds, folder)
-            figures |= {f"tiny_{name}": value for name, value in report("tiny", turns).items()}
+        for case in [arguments.only] if arguments.only else CASES:
+            model = save_checkpoint("fifth", folder / case) if case == "gemma" else QUICKSTART / "run/model"
+            with use_threads(1 if case == "tiny_one_thread" else os.cpu_count()):
+                turns = measure(model, pairs, arguments.repeats, arguments.seconds, folder)
+            prefix = "" if case == "gemma" else f"{case}_"
+            figures |= {f"{prefix}{name}": value for name, value in report(case, turns).items()}
     print(json.dumps(figures))
 
 

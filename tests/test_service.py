@@ -17,9 +17,11 @@ from service_thread import GatedEngine, serve_in_thread, wait_until
 from tiny_models import save_tiny_checkpoint
 
 from pair_pm import PairScorer
-from pair_pm.errors import EngineError
+from pair_pm.errors import ConfigError, EngineError
 from pair_pm.recipe import Recipe, write_recipe
 from pair_pm.rewards import GroupReward
+from pair_pm.serving.app import create_app
+from pair_pm.serving.server import open_socket, run
 from pair_pm.serving.settings import Limits, Settings
 from pair_pm.tokens import PromptEncoder
 
@@ -458,6 +460,14 @@ def test_busy_engine_is_ready_and_one_that_never_answered_is_not(gated, monkeypa
         assert served.client.get("/ready").status_code == 200
         gated.engine.gate.set()
         held.join(30)
+
+
+def test_address_that_another_took_while_the_model_was_loaded_is_an_error(scorer):
+    with open_socket("127.0.0.1", 0, has_key=False) as other:
+        listener = open_socket("127.0.0.1", other.getsockname()[1], has_key=False)  # neither listens yet
+        other.listen()
+        with listener, pytest.raises(ConfigError, match=r"in use.*; an address that is free is required"):
+            run(create_app(scorer, Settings("judge")), listener, 1.0, lambda: None)
 
 
 def answer_with(scorer: PairScorer, change) -> PairScorer:

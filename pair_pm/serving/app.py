@@ -28,7 +28,13 @@ from pair_pm.serving.service import Service
 from pair_pm.serving.settings import Settings
 
 _STATIC = "/static-offline-docs"
-_REFUSALS = (400, 401, 408, 413, 415, 421, 422, 429, 500, 503, 504)
+
+
+def _document(*statuses: int) -> dict[int, dict]:
+    return {status: {"model": schemas.ProblemAnswer} for status in statuses}
+
+
+_REFUSALS = _document(401, 408, 413, 415, 422, 429, 504)
 
 
 def create_app(
@@ -51,7 +57,7 @@ def create_app(
         version=__version__,
         description="Which of two responses is better, and in which order several are, by a pairwise preference model.",
         static_url=_STATIC,
-        responses={status: {"model": schemas.ProblemAnswer} for status in _REFUSALS},
+        responses=_document(400, 421, 500, 503),  # whatever is asked
         # It checks nothing, which the gate has done: it gives the document at /docs its field for the key.
         dependencies=[Depends(HTTPBearer(auto_error=False))] if settings.api_key else [],
         swagger_ui_oauth2_redirect_url="/docs/oauth2-redirect",
@@ -83,7 +89,7 @@ def create_app(
 def _add_comparisons(app: FastAPI, service: Service) -> None:
     name, limits = service.settings.model_name, service.settings.limits
 
-    @app.post("/v1/compare", response_model=schemas.CompareAnswer, tags=["comparisons"])
+    @app.post("/v1/compare", response_model=schemas.CompareAnswer, responses=_REFUSALS, tags=["comparisons"])
     async def compare(body: schemas.CompareRequest, request: Request):
         """Which of two responses is better: both orders, averaged."""
         _check_messages([body], limits.messages)
@@ -92,7 +98,7 @@ def _add_comparisons(app: FastAPI, service: Service) -> None:
             raise describe_error(result, _locate_fault(body))
         return JSONResponse({**vars(result), "tokens": sum(result.prompt_tokens), "model": name})
 
-    @app.post("/v1/compare/batch", response_model=schemas.BatchAnswer, tags=["comparisons"])
+    @app.post("/v1/compare/batch", response_model=schemas.BatchAnswer, responses=_REFUSALS, tags=["comparisons"])
     async def compare_batch(body: schemas.BatchRequest, request: Request):
         """Many comparisons; one that cannot be made has its error in the place of its verdict."""
         if len(body.comparisons) > limits.pairs:
@@ -114,7 +120,7 @@ def _add_comparisons(app: FastAPI, service: Service) -> None:
             }
         )
 
-    @app.post("/v1/rank", response_model=schemas.RankAnswer, tags=["comparisons"])
+    @app.post("/v1/rank", response_model=schemas.RankAnswer, responses=_REFUSALS, tags=["comparisons"])
     async def rank(body: schemas.RankRequest, request: Request):
         """Responses from best to worst, with Bradley-Terry strengths."""
         _check_messages([body], limits.messages)
@@ -131,7 +137,7 @@ def _add_comparisons(app: FastAPI, service: Service) -> None:
 def _add_rewards(app: FastAPI, service: Service, policy_template: PolicyTemplate | None) -> None:
     limits = service.settings.limits
 
-    @app.post("/v1/rewards", response_model=schemas.RewardsAnswer, tags=["rewards"])
+    @app.post("/v1/rewards", response_model=schemas.RewardsAnswer, responses=_REFUSALS, tags=["rewards"])
     async def rewards(body: schemas.RewardsRequest, request: Request):
         """Rewards for the completions of each prompt: centred Bradley-Terry log-strengths, as `group_reward` gives."""
         if len(body.groups) > limits.pairs:
@@ -153,24 +159,24 @@ def _add_rewards(app: FastAPI, service: Service, policy_template: PolicyTemplate
             }
         )
 
-    @app.post("/get_reward", response_model=GetRewardAnswer, tags=["rewards"])
+    @app.post("/get_reward", response_model=GetRewardAnswer, responses=_REFUSALS, tags=["rewards"])
     async def get_reward(body: GetRewardRequest, request: Request):
         """Rewards for OpenRLHF's remote reward client: each response against its reference answer, the label."""
         return JSONResponse(await _finish(service, request, reward_queries(service, policy_template, body)))
 
 
 def _add_reports(app: FastAPI, service: Service) -> None:
-    @app.get("/v1/model", tags=["service"])
+    @app.get("/v1/model", response_model=schemas.ModelAnswer, responses=_document(401), tags=["service"])
     async def model():
         """The model's recipe card, the versions here, and the limits of a request."""
         return JSONResponse(service.describe_model())
 
-    @app.get("/health", tags=["service"])
+    @app.get("/health", response_model=schemas.StatusAnswer, tags=["service"])
     async def health():
         """Whether the process is alive."""
         return JSONResponse({"status": "alive"})
 
-    @app.get("/ready", tags=["service"])
+    @app.get("/ready", response_model=schemas.StatusAnswer, tags=["service"])
     async def ready():
         """Whether a pair can be scored now."""
         if (refusal := service.find_refusal()) is not None and refusal.status == 503:
@@ -178,7 +184,9 @@ def _add_reports(app: FastAPI, service: Service) -> None:
         await service.check_ready()
         return JSONResponse({"status": "ready"})
 
-    @app.get("/metrics", tags=["service"], response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+    text = {200: {"content": {"text/plain": {}}}}
+
+    @app.get("/metrics", response_class=Response, responses=text | _document(401), tags=["service"])
     async def metrics():
         """Load, speed, and how the verdicts are spread, for Prometheus."""
         return Response(service.measures.render(), media_type=CONTENT_TYPE_LATEST)

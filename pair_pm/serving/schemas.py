@@ -204,4 +204,21 @@ class RewardsAnswer(BaseModel):
     model: str
 
 
+class ModelAnswer(BaseModel):
+    """The model, its recipe card, and what a request may ask for; its longest prompt is null where it has no limit."""
+
+    model: str
+    card: dict[str, dict]
+    versions: dict[str, str]
+    engine: Literal["remote", "in process"]
+    max_prompt_tokens: int | None
+    limits: dict[str, float]
+
+
+class StatusAnswer(BaseModel):
+    """The service is what was asked."""
+
+    status: Literal["alive", "ready"]
+
+
 assert set(ComparisonAnswer.model_fields) == set(Comparison.__dataclass_fields__)

@@ -100,6 +100,9 @@ def run(app, listener: socket.socket, drain_timeout_s: float, announce: Callable
         listener: A bound socket.
         drain_timeout_s: How long requests that were taken may still take. A second signal ends the wait.
         announce: Called when it listens.
+
+    Raises:
+        ConfigError: another process listens at the address by now.
     """
     config = uvicorn.Config(
         app,
@@ -144,7 +147,10 @@ class _Server(uvicorn.Server):
 
     async def startup(self, sockets=None) -> None:
         """Listen."""
-        await super().startup(sockets)
+        try:
+            await super().startup(sockets)
+        except OSError as error:  # two may bind an address while both load their models; one of them may listen
+            raise ConfigError(f"{sockets[0].getsockname()}: {error}; an address that is free is required") from error
         self._announce()
 
     def handle_exit(self, sig, frame) -> None:
