@@ -9,8 +9,13 @@ from pathlib import Path
 
 from pair_pm.scoring import PairScorer
 
-# Their numbers in glibc's malloc.h, and bytes: of 32 MiB and more each piece is mapped on its own, it allows no more.
-_MALLOC_OPTIONS = {"M_TRIM_THRESHOLD": (-1, 2**30), "M_TOP_PAD": (-2, 2**28), "M_MMAP_THRESHOLD": (-3, 2**25)}
+# Their numbers in glibc's malloc.h; sizes in bytes, the last at its highest. Two arenas, because each keeps its own.
+_MALLOC_OPTIONS = {
+    "M_TRIM_THRESHOLD": (-1, 2**30),
+    "M_TOP_PAD": (-2, 2**28),
+    "M_MMAP_THRESHOLD": (-3, 2**25),
+    "M_ARENA_MAX": (-8, 2),
+}
 
 
 def quieten_libraries() -> None:
@@ -52,9 +57,9 @@ def keep_freed_memory() -> None:
     between, or not, by what happens to lie behind them, and the kernel clears each page anew: 600 faults a pair, which
     cost a small model a sixth of its speed in one process and nothing in the next.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", lambda option, size: 0)
-    for option, size in _MALLOC_OPTIONS.values():
-        mallopt(option, size)
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", lambda option, value: 0)
+    for option, value in _MALLOC_OPTIONS.values():
+        mallopt(option, value)
 
 
 def load_scorer(arguments: argparse.Namespace) -> PairScorer:

@@ -85,7 +85,6 @@ def tune_process() -> None:
     # What is there now stays: half a million objects, which every full collection would halt all for 0.3 s to look at.
     gc.collect()
     gc.freeze()
-    gc.set_threshold(10_000)
     # The two prompts of a comparison are tokenised sooner than other threads wake up to share them.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
